@@ -1,0 +1,123 @@
+"""Range coding of symbols with static integer tables, one table for each class (FORMAT.md §6).
+
+Two things surprise here. Symbols are not coded in their own order: one call codes them class by class, so that each
+class is one call into constriction. And the tables reach constriction as floats, although floats decide nothing: its
+`Categorical` computes cumulative[i] = floor(sum(p[:i]) * (2^24 - n) / sum(p)) + i, so p = frequency - 1 makes the
+factor exactly 1 and every cumulative the exact integer sum.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import constriction  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from nic.errors import BadFile
+
+__all__ = ["PRECISION", "Decoder", "Encoder", "Tables", "ideal_bits"]
+
+PRECISION = 24  # bits; fixed by constriction. The frequencies of a table sum to 2^24.
+
+
+class Tables:
+    """The frequency tables of all classes; table c gives symbol s a probability of frequencies[c][s] / 2^24.
+
+    `frequencies` are 1 to 256 uint32 arrays. Each has at least one entry, no entry is 0, and the sum is 2^24, else
+    ValueError. A table of one entry codes its only symbol, 0, in no bits at all.
+    `bits[c][s]` is the ideal cost of symbol s in class c; `models[c]` is what constriction codes class c with, None for
+    a table of one entry.
+    """
+
+    def __init__(self, frequencies: Sequence[NDArray[np.uint32]]) -> None:
+        if not 1 <= len(frequencies) <= 256:
+            raise ValueError(f"{len(frequencies)} tables given; a uint8 class chooses among 1 to 256")
+        for index, table in enumerate(frequencies):
+            if table.dtype != np.uint32 or table.ndim != 1 or table.size == 0:
+                raise ValueError(f"table {index} is not a uint32 vector of at least one entry")
+            if table.min() == 0 or table.sum(dtype=np.uint64) != 1 << PRECISION:
+                raise ValueError(f"table {index} has a zero entry, or does not sum to 2^{PRECISION}")
+        self.bits = tuple(PRECISION - np.log2(table) for table in frequencies)
+        self.models = tuple(_model(table) for table in frequencies)
+
+    def batches(self, classes: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """The classes present, ascending, each with the ascending positions that it has in `classes`."""
+        counts = np.bincount(classes, minlength=len(self.bits))
+        if len(counts) > len(self.bits):
+            raise ValueError(f"class {len(counts) - 1} has no table; there are {len(self.bits)}")
+        positions_by_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+        return ((index, positions) for index, positions in enumerate(positions_by_class) if positions.size)
+
+
+class Encoder:
+    """Writes one payload."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def put(self, symbols: NDArray[np.int32], classes: NDArray[np.uint8]) -> None:
+        """Code `symbols` [n], each with the table of its class in `classes` [n].
+
+        Raises ValueError for a symbol or a class that the tables do not have.
+        """
+        if symbols.shape != classes.shape:
+            raise ValueError(f"{symbols.shape} symbols with {classes.shape} classes")
+        for index, positions in self._tables.batches(classes):
+            batch = symbols[positions]
+            if batch.min() < 0 or batch.max() >= len(self._tables.bits[index]):
+                raise ValueError(f"a symbol of class {index} lies outside its table")
+            model = self._tables.models[index]
+            if model is not None:
+                self._coder.encode(batch, model)
+
+    def finish(self) -> bytes:
+        """The payload: little-endian 32-bit words, none if nothing cost any bits."""
+        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+
+
+class Decoder:
+    """Reads one payload, by the same sequence of calls that wrote it. Raises BadFile if it is no whole words."""
+
+    def __init__(self, tables: Tables, payload: bytes) -> None:
+        if len(payload) % 4:
+            raise BadFile(f"damaged cell: {len(payload)} bytes are no whole number of 32-bit words")
+        self._tables = tables
+        self._payload = payload
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+        self._mirror = Encoder(tables)  # encodes again what was decoded, see `finish`
+
+    def get(self, classes: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """The symbols [n] of `classes` [n], in the order of `classes`.
+
+        Raises BadFile for words that no encoder writes; other damage gives wrong symbols, each within its table.
+        """
+        symbols = np.zeros(classes.shape, np.int32)
+        for index, positions in self._tables.batches(classes):
+            model = self._tables.models[index]
+            if model is not None:
+                try:
+                    symbols[positions] = self._coder.decode(model, len(positions))
+                except AssertionError:  # how constriction reports words outside the current range
+                    raise BadFile("damaged cell: its words decode to no symbols") from None
+        self._mirror.put(symbols, classes)
+        return symbols
+
+    def finish(self) -> None:
+        """Raise BadFile unless the payload is, to the last word, the one that codes the symbols read.
+
+        A range decoder cannot tell where its words end (it reads zeros past them), so this compares with the words
+        that the symbols encode to. It costs half the time of decoding, and a payload has no room for anything else.
+        """
+        if self._mirror.finish() != self._payload:
+            raise BadFile("damaged cell: its length or its words do not fit the symbols in it")
+
+
+def ideal_bits(tables: Tables, symbols: NDArray[np.int32], classes: NDArray[np.uint8]) -> float:
+    """The entropy-coded size of `symbols` [n] of `classes` [n] in bits, as a perfect coder would have it."""
+    return float(sum(tables.bits[index][symbols[where]].sum() for index, where in tables.batches(classes)))
+
+
+def _model(table: NDArray[np.uint32]) -> constriction.stream.model.Categorical | None:
+    if table.size == 1:
+        return None
+    return constriction.stream.model.Categorical(table.astype(np.float64) - 1, lazy=False, perfect=False)

@@ -1,0 +1,93 @@
+"""The HEAD chunk: which version of the format, what picture, which model decodes it."""
+
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+
+from nic.bitstream.fields import Field, Reader, pack_fields, unpack_fields
+from nic.bitstream.limits import MAX_PIXELS, MAX_SIDE
+from nic.errors import BadFile, BadInput, UnsupportedFile
+
+__all__ = ["FORMAT_MAJOR", "FORMAT_MINOR", "HEADER_FIELDS", "Header", "Kind", "Mode", "pack_header", "unpack_header"]
+
+# The version of the format, not of the package. FORMAT.md §8 says what may change with which.
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+
+
+class Kind(IntEnum):
+    """What the file holds."""
+
+    IMAGE = 0
+    VIDEO = 1
+
+
+class Mode(IntEnum):
+    """Which codec wrote the cells."""
+
+    FIDELITY = 0
+    EXTREME = 1
+
+
+HEADER_FIELDS = (
+    Field("major", "u8", range(1, FORMAT_MAJOR + 1), "format version; a reader refuses a higher one"),
+    Field("minor", "u8", range(256), "format revision; a reader accepts a higher one"),
+    Field("kind", "u8", (Kind.IMAGE,), "0 image; 1 is reserved for video"),
+    Field("mode", "u8", tuple(Mode), "0 fidelity, 1 extreme"),
+    Field("width", "varint", range(1, MAX_SIDE + 1), "pixels"),
+    Field("height", "varint", range(1, MAX_SIDE + 1), "pixels"),
+    Field("channels", "u8", (1, 3), "1 grey, 3 RGB; alpha is in its own chunk"),
+    Field("bit_depth", "u8", (8, 16), "bits of a sample of the original picture"),
+    Field("quality", "u8", range(253), "quality index in quarters: 252 is index 63"),
+    Field("model_id", "bytes8", None, "names the model whose integer tensors decide the symbols"),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The picture, without its version; the fields of HEADER_FIELDS give units and ranges.
+
+    Raises BadInput for a picture that no .nic file can hold, so that an encoder knows before it starts.
+    """
+
+    kind: Kind
+    mode: Mode
+    width: int
+    height: int
+    channels: int
+    bit_depth: int
+    quality: int
+    model_id: bytes
+
+    def __post_init__(self) -> None:
+        for field in HEADER_FIELDS[2:]:
+            value = getattr(self, field.name)
+            if not field.accepts(value):
+                raise BadInput(f"{field.name} is {value!r}; a .nic file allows {field.allowed_text()}")
+        if self.width * self.height > MAX_PIXELS:
+            raise BadInput(f"{self.width}×{self.height} pixels are more than the {MAX_PIXELS} of a .nic file")
+
+
+def pack_header(header: Header) -> bytes:
+    """The payload of HEAD, in the version of this module."""
+    return pack_fields(HEADER_FIELDS, {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR, **asdict(header)})
+
+
+def unpack_header(payload: bytes) -> Header:
+    """The header in the payload of HEAD.
+
+    Raises UnsupportedFile if a newer nic is needed, BadFile if the payload breaks the format.
+    """
+    if payload and payload[0] > FORMAT_MAJOR:  # first of all: a later major version may lay out the rest otherwise
+        raise UnsupportedFile(
+            f"the file needs version {payload[0]} of the format, this nic has {FORMAT_MAJOR}: install a newer nic"
+        )
+    reader = Reader(payload, "HEAD chunk")
+    values = unpack_fields(HEADER_FIELDS, reader)
+    del values["major"]
+    if values.pop("minor") <= FORMAT_MINOR and reader.remaining:  # a later minor version may append fields
+        raise BadFile(f"{reader.remaining} bytes too many in the HEAD chunk")
+    values |= {"kind": Kind(values["kind"]), "mode": Mode(values["mode"])}
+    try:
+        return Header(**values)
+    except BadInput as error:
+        raise BadFile(str(error)) from None

@@ -1,0 +1,18 @@
+"""Every cap of the format. Readers check them before they allocate; FORMAT.md §9 lists the same values."""
+
+__all__ = ["MAX_CHUNKS", "MAX_CHUNK_LENGTH", "MAX_METADATA_LENGTH", "MAX_PIXELS", "MAX_SIDE"]
+
+# Pixels of width and of height. The largest side of a JPEG; it fits 16 bits.
+MAX_SIDE = 65535
+
+# Width × height. 16384 × 16384: 768 MiB as 8-bit RGB, the most that a desktop should be asked for by one small file.
+MAX_PIXELS = 2**28
+
+# Chunks in a file. The longest strip within MAX_PIXELS needs fewer than 400 cells; the rest is for ancillary chunks.
+MAX_CHUNKS = 4096
+
+# Bytes of one chunk's payload. An uncompressed 16-bit alpha plane of MAX_PIXELS takes half of it.
+MAX_CHUNK_LENGTH = 2**30
+
+# Bytes of one metadata block once inflated. Real ICC, EXIF and XMP blocks stay below 4 MiB; zlib packs zeros 1000:1.
+MAX_METADATA_LENGTH = 2**24

@@ -1,0 +1,1 @@
+"""What people type: arguments, messages, files and exit codes. No codec logic."""

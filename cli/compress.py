@@ -1,0 +1,103 @@
+"""nic compress."""
+
+from typing import Any
+
+import click
+
+from nic.cli.files import check_target, for_each, plan, read, report, write
+from nic.errors import UsageError
+
+__all__ = ["compress"]
+
+
+def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    """A number of bytes written as 20000, 20k or 1.5M."""
+    if text is None:
+        return None
+    factor = {"k": 1000, "M": 1_000_000}.get(text[-1:], 1)
+    try:
+        size = int(float(text.removesuffix("k").removesuffix("M")) * factor)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise click.BadParameter(f"{text!r} is no size in bytes: write 20000, 20k or 1.5M")
+    return size
+
+
+@click.command(short_help="Compress pictures into .nic files.")
+@click.argument("paths", nargs=-1, required=True, metavar="IN OUT | IN... -o FOLDER")
+@click.option("-o", "--output", "folder", metavar="FOLDER", help="Write IN.nic into FOLDER; IN may be folders, too.")
+@click.option(
+    "-q",
+    "--quality",
+    type=click.FloatRange(0, 100),
+    metavar="Q",
+    help="0 (smallest) to 100 (best), in any fraction; 30 to 70 suit photographs.  [default: 50]",
+)
+@click.option(
+    "--bpp",
+    type=click.FloatRange(0, min_open=True),
+    metavar="BITS",
+    help="Aim at so many bits per pixel, of the whole file.",
+)
+@click.option(
+    "--size", callback=_byte_size, metavar="BYTES", help="Aim at so many bytes; 20k is 20,000 and 1.5M is 1,500,000."
+)
+@click.option("--psnr", type=click.FloatRange(0, min_open=True), metavar="DB", help="Aim at a PSNR in dB, say 35.")
+@click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(1, 9),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="1 (fastest) to 9 (smallest file at equal quality); decoding is as fast for all.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
+@click.option("--quiet", is_flag=True, help="Report problems only.")
+def compress(
+    paths: tuple[str, ...],
+    folder: str | None,
+    quality: float | None,
+    bpp: float | None,
+    size: int | None,
+    psnr: float | None,
+    effort: int,
+    device: str,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout.
+
+    Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
+    One line a file goes to stderr: width, height, size, bits per pixel.
+    """
+    from PIL import Image
+
+    from nic import codec
+    from nic.bitstream.limits import MAX_PIXELS
+    from nic.pixels import load, readable_suffixes
+
+    rates = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
+    options: dict[str, Any] = {name: value for name, value in rates.items() if value is not None}
+    if len(options) > 1:
+        raise UsageError("give only one of --quality, --bpp, --size and --psnr")
+    targets = plan(paths, folder, ".nic", readable_suffixes())
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
+
+    def compress_one(source: str) -> None:
+        target = targets[source]
+        check_target(target, force)
+        picture = load(read(source))
+        encoded = codec.compress(picture, effort=effort, device=device, **options)
+        write(target, encoded.data)
+        if encoded.note:
+            report(f"nic: {source}: {encoded.note}")
+        if not quiet:
+            height, width, _ = picture.pixels.shape
+            length = len(encoded.data)
+            bits_per_pixel = 8 * length / (width * height)
+            report(f"{source} -> {target}  {width}x{height}  {length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp")
+
+    for_each(targets, compress_one)

@@ -1,0 +1,75 @@
+"""nic train."""
+
+from pathlib import Path
+
+import click
+
+from nic.errors import UsageError
+
+__all__ = ["train"]
+
+
+@click.group(short_help="Train models on your own pictures.")
+def train() -> None:
+    """Train models on your own pictures; needs nothing that coding does not need."""
+
+
+@train.command(short_help="Train the image codec.")
+@click.option(
+    "--data",
+    "sources",
+    multiple=True,
+    required=True,
+    metavar="DIR_OR_TAR",
+    help="Pictures: a folder, searched recursively, also in tar files, or a tar. Folders named val are set aside for"
+    " validation. Repeatable.",
+)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run.")
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="Folder for checkpoint and log; resumed.")
+@click.option("--config", default="tiny", show_default=True, help="A name in models/configs, or a TOML file.")
+@click.option(
+    "--start-from",
+    type=click.Path(exists=True, path_type=Path),
+    help="Checkpoint whose averaged weights to start from.",
+)
+@click.option(
+    "--codebooks",
+    type=click.Path(exists=True, path_type=Path),
+    help="Weight file: train with its vector quantizer instead of rounding.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures.")
+@click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the config's.")
+def image(
+    sources: tuple[str, ...],
+    minutes: float,
+    run: Path,
+    config: str,
+    start_from: Path | None,
+    codebooks: Path | None,
+    device: str,
+    workers: int,
+    batch: int | None,
+    learning_rate: float | None,
+) -> None:
+    """Train the image codec of a config for some minutes; the learning rate has decayed to zero when they end.
+
+    On several GPUs: torchrun --nproc-per-node N --no-python nic train image ... Then run nic codebook fit.
+    """
+    import dataclasses
+
+    from nic.models import config as configs
+    from nic.models import store
+    from nic.models.training.image import train as run_training
+
+    path = Path(config) if config.endswith(".toml") else configs.CONFIGS / f"{config}.toml"
+    if not path.exists():
+        raise UsageError(f"no config {config}: there are {', '.join(p.stem for p in configs.CONFIGS.glob('*.toml'))}")
+    model, options = configs.read_toml(path)
+    options = dataclasses.replace(
+        options, batch=batch or options.batch, learning_rate=learning_rate or options.learning_rate
+    )
+    books = store.read_codebooks(codebooks) if codebooks else None
+    data = [Path(source) for source in sources]
+    run_training(model, options, data, run, minutes, device, workers, start_from, books)

@@ -1,0 +1,21 @@
+"""nic verify."""
+
+import click
+
+from nic.cli.files import for_each, read
+
+__all__ = ["verify"]
+
+
+@click.command(short_help="Check that .nic files decode.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def verify(files: tuple[str, ...], device: str) -> None:
+    """Check each .nic FILE's checksums and decode its every symbol; - is stdin. Prints "FILE: OK" for an intact one."""
+    from nic import codec
+
+    def check(source: str) -> None:
+        codec.verify(read(source), device=device)
+        click.echo(f"{source}: OK")
+
+    for_each(files, check)

@@ -1,0 +1,241 @@
+"""``nic codebook fit``: residuals of training photographs -> entropy-constrained codebooks and their frequencies.
+
+Each class is fitted with vectors of 4, 2 and 1 latents and keeps the dimension with the lowest Lagrangian cost on
+vectors set aside. Fitting starts from the most frequent integer vectors, that is from a uniform scalar quantizer.
+Because the prior's context is made of quantized latents, residuals are gathered again with the new codebooks, and the
+final frequencies are counted on a third pass.
+"""
+
+import datetime
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nic.models import store
+from nic.models.codec import ImageCodec, class_sigma
+from nic.models.config import ImageConfig
+from nic.models.prior import CLASSES, GROUP, QUALITY_LEVELS, STEPS, UNIT, Prior, grouped, step_mask
+from nic.models.training.data import Photos, read_photos
+from nic.models.vq import ESCAPE_MAX, RATE_WEIGHT, TOTAL, Codebook, Codebooks
+
+__all__ = ["fit_codebooks", "fit_from_photos", "fit_weights", "gather", "utilisation"]
+
+CODEWORDS_MAX = 1024
+SAMPLES_MAX = 60_000  # groups kept for each class
+SAMPLES_MIN = 20_000  # below this, groups of neighbouring classes are borrowed, scaled
+VECTORS_MAX = 80_000  # used in each fit
+ITERATIONS = 10
+RARE = 2e-6  # cells used less often are dropped
+
+
+def to_frequencies(counts: Tensor) -> Tensor:
+    """Counts [n] -> integers >= 1 that sum to 2^24, proportional as nearly as that allows."""
+    share = counts.double() / counts.double().sum()
+    frequencies = 1 + torch.floor(share * (TOTAL - len(counts))).long()
+    frequencies[frequencies.argmax()] += TOTAL - frequencies.sum()
+    return frequencies
+
+
+def escape_table() -> Tensor:
+    """A heavy-tailed guess, 1 / (1 + |v|)^2: escapes are too rare to be worth counting."""
+    steps = torch.arange(-ESCAPE_MAX, ESCAPE_MAX + 1, dtype=torch.float64)
+    return to_frequencies(1 / (1 + steps.abs()).square())
+
+
+@torch.no_grad()
+def gather(
+    model: ImageCodec, prior: Prior, photos: Photos, books: Codebooks | None, crops: int, size: int = 256
+) -> list[Tensor]:
+    """Residual groups [n, 4] (fixed point) of each class, met while coding ``crops`` random crops at random qualities.
+
+    Keeps at most SAMPLES_MAX groups a class. Without codebooks, residuals are rounded to whole steps.
+    """
+    kept: list[list[Tensor]] = [[] for _ in range(CLASSES)]
+    met = [0] * CLASSES
+    device = photos.pixels.device
+    for _ in range(crops):
+        images = photos.crops(1, size)
+        quality = torch.randint(QUALITY_LEVELS, (1,), device=device) / 4
+        y = model.analysis(images, quality)
+        targets = stage_targets(prior, y * UNIT, model.hyper_analysis(y) * UNIT)
+
+        def source(stage: int, means: Tensor, classes: Tensor, targets: list[Tensor] = targets) -> Tensor:
+            residuals, flat = (targets[stage] - means)[0], classes[0].long()
+            for c in flat.unique().tolist():
+                groups = residuals[flat == c]
+                met[c] += len(groups)
+                kept[c].append(groups[torch.rand(len(groups), device=device) < SAMPLES_MAX / met[c]].cpu())
+            decoded = torch.round(residuals / UNIT) * UNIT if books is None else books.quantize(residuals, flat)[1]
+            return decoded[None]
+
+        height, width = y.shape[2:]
+        prior.decode(height, width, quality, source)
+    return [torch.cat(groups)[-SAMPLES_MAX:] if groups else torch.zeros(0, GROUP) for groups in kept]
+
+
+def stage_targets(prior: Prior, y: Tensor, z: Tensor) -> list[Tensor]:
+    """What each stage of ``Prior.decode`` has to code, fixed point [B, G, 4]."""
+    whole = grouped(z).flatten(1, 3)
+    masks = [step_mask(step, prior.latent // GROUP, *y.shape[2:]).to(y.device) for step in range(STEPS)]
+    return [whole] + [grouped(y)[:, mask] for mask in masks]
+
+
+@dataclass
+class Fit:
+    """One class at one dimension, in whole steps: codewords [K, d] and counts [K + 1], the escape last."""
+
+    codewords: Tensor
+    counts: Tensor
+    escape_bits: Tensor
+
+    def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbols [n] (K means escape) and Lagrangian costs [n] of vectors [n, d]."""
+        bits = -torch.log2(self.counts / self.counts.sum())
+        cost = torch.addmm(
+            self.codewords.square().sum(dim=1) + RATE_WEIGHT * bits[:-1], vectors, self.codewords.T, alpha=-2
+        )
+        best, chosen = cost.min(dim=1)
+        best = (best + vectors.square().sum(dim=1)).clamp(min=0)
+        steps = torch.round(vectors).clamp(-ESCAPE_MAX, ESCAPE_MAX)
+        escape = bits[-1] + self.escape_bits[steps.long() + ESCAPE_MAX].sum(dim=1)
+        escape = (vectors - steps).square().sum(dim=1) + RATE_WEIGHT * escape
+        return torch.where(escape < best, len(self.codewords), chosen), torch.minimum(best, escape)
+
+
+def fit_class(vectors: Tensor, escape_bits: Tensor) -> Fit:
+    """Entropy-constrained Lloyd iterations on vectors [n, d], in whole steps."""
+    points, counts = torch.round(vectors).unique(dim=0, return_counts=True)
+    kept = counts.argsort(descending=True)[: min(CODEWORDS_MAX, max(1, int((counts > 1).sum())))]
+    floor = max(0.5, RARE * len(vectors))
+    fit = Fit(points[kept], torch.cat([counts[kept].float(), torch.tensor([floor])]), escape_bits)
+    for _ in range(ITERATIONS):
+        symbols = fit.assign(vectors)[0]
+        size = len(fit.codewords)
+        counts = torch.bincount(symbols, minlength=size + 1).float()
+        sums = torch.zeros(size + 1, vectors.shape[1]).index_add_(0, symbols, vectors)
+        used = counts[:-1] > max(1, floor)
+        used[counts[:-1].argmax()] = True
+        codewords = sums[:-1][used] / counts[:-1][used, None]
+        fit = Fit(codewords, torch.cat([counts[:-1][used], counts[-1:].clamp(min=floor)]), escape_bits)
+    return fit
+
+
+def borrow(samples: list[Tensor], c: int) -> Tensor:
+    """A class's groups, joined by rescaled ones of its nearest neighbours until there are SAMPLES_MIN, in steps."""
+    sigma = class_sigma(torch.arange(CLASSES))
+    joined = torch.zeros(0, GROUP)
+    for other in sorted(range(CLASSES), key=lambda k: abs(k - c)):
+        if len(joined) >= SAMPLES_MIN:
+            break
+        joined = torch.cat([joined, samples[other] / UNIT * (sigma[c] / sigma[other])])
+    return joined[torch.randperm(len(joined))]
+
+
+def fit_codebooks(samples: list[Tensor]) -> Codebooks:
+    """Samples of every class [n, 4], fixed point -> codebooks."""
+    escape = escape_table()
+    escape_bits = math.log2(TOTAL) - torch.log2(escape.float())
+    books = []
+    for c in range(CLASSES):
+        groups = borrow(samples, c)
+        held_out, groups = groups[: len(groups) // 5], groups[len(groups) // 5 :]
+        fits = []
+        for dimension in dimensions(float(class_sigma(torch.tensor(float(c))))):
+            fit = fit_class(groups.reshape(-1, dimension)[:VECTORS_MAX], escape_bits)
+            cost = fit.assign(held_out.reshape(-1, dimension))[1].sum() / max(1, len(held_out))
+            fits.append((float(cost), fit))
+        best = min(fits, key=lambda pair: pair[0])[1]
+        books.append(to_book(best))
+    return Codebooks(books, escape)
+
+
+def dimensions(sigma: float) -> list[int]:
+    """Vector lengths worth trying at a standard deviation: more latents a vector where few codewords span them."""
+    return [d for d, low, high in ((4, 0, 1.5), (2, 0.7, 8), (1, 2, 1e9)) if low <= sigma <= high]
+
+
+def to_book(fit: Fit) -> Codebook:
+    codewords = torch.round(fit.codewords * UNIT).to(torch.int32)
+    frequencies = to_frequencies(fit.counts) if len(codewords) > 1 else torch.tensor([TOTAL])
+    return Codebook(codewords, frequencies)
+
+
+def count_symbols(books: Codebooks, samples: list[Tensor]) -> list[Tensor]:
+    """How often each symbol of each class is chosen for the samples."""
+    counts = []
+    for c, book in enumerate(books.books):
+        if len(book.frequencies) == 1 or len(samples[c]) == 0:
+            counts.append(torch.zeros(len(book.frequencies)))
+            continue
+        symbols = books.nearest(c, samples[c].reshape(-1, book.dimension), RATE_WEIGHT)[0]
+        counts.append(torch.bincount(symbols, minlength=len(book.frequencies)).float())
+    return counts
+
+
+def recount(books: Codebooks, samples: list[Tensor]) -> Codebooks:
+    """Drops codewords that the samples never use and counts the others' frequencies.
+
+    A class with few samples keeps the frequencies of its fit; one with almost none takes its neighbour's book.
+    """
+    counted: list[Codebook] = []
+    for book, counts, groups in zip(books.books, count_symbols(books, samples), samples, strict=True):
+        if len(groups) < SAMPLES_MIN // 10 and counted:
+            counted.append(counted[-1])
+            continue
+        used = counts[:-1] > 0
+        if used.sum() < 2:
+            counted.append(Codebook(book.codewords[:1], torch.tensor([TOTAL])) if len(counts) > 1 else book)
+            continue
+        if len(groups) < SAMPLES_MIN:
+            counts = book.frequencies.float()
+        kept = torch.cat([used, torch.tensor([True])])
+        counted.append(Codebook(book.codewords[used], to_frequencies(counts[kept].clamp(min=0.5))))
+    return Codebooks(counted, books.escape)
+
+
+def utilisation(books: Codebooks, samples: list[Tensor]) -> list[tuple[int, int, int, float]]:
+    """For each class: dimension, codewords, groups seen, and the share of codewords that they use."""
+    rows = []
+    for book, counts, groups in zip(books.books, count_symbols(books, samples), samples, strict=True):
+        used = float((counts[:-1] > 0).float().mean()) if len(counts) > 1 else 1.0
+        rows.append((book.dimension, len(book.codewords), len(groups), used))
+    return rows
+
+
+def fit_from_photos(model: ImageCodec, photos: Photos, crops: int) -> tuple[Prior, Codebooks, list[Tensor]]:
+    """The integer prior, its codebooks, and the samples of the last pass for a report of utilisation."""
+    prior = model.prior.to_integer()
+    device = photos.pixels.device
+    books = fit_codebooks(gather(model, prior, photos, None, crops))
+    books = fit_codebooks(gather(model, prior, photos, books.to(device), crops))
+    samples = gather(model, prior, photos, books.to(device), crops)
+    return prior, recount(books, samples), samples
+
+
+def fit_weights(
+    checkpoint: Path, output: Path, data: list[Path], crops: int, device: str, workers: int, note: str
+) -> Iterator[str]:
+    """Turns a training checkpoint into a weight file; yields the lines of a report."""
+    torch.manual_seed(0)
+    where = torch.device(device)
+    state = torch.load(checkpoint, map_location=where, weights_only=True)
+    model = ImageCodec(ImageConfig(**state["config"])).to(where, memory_format=torch.channels_last).eval()
+    model.load_state_dict(state["average"])
+    prior, books, samples = fit_from_photos(model, Photos(read_photos(data, "train", workers), where, seed=0), crops)
+    rows = utilisation(books, samples)
+    yield "class dimension codewords groups used"
+    for index, (dimension, codewords, groups, used) in enumerate(rows):
+        yield f"{index:5} {dimension:9} {codewords:9} {groups:6} {used:4.0%}"
+    card = {
+        "date": datetime.date.today().isoformat(),
+        "steps": state["step"],
+        "minutes": round(state["seconds"] / 60, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "codebook_use": round(min(row[3] for row in rows), 4),
+        "note": note,
+    }
+    yield f"wrote {output}, model id {store.save(model, prior, books, output, card).hex()}"

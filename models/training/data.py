@@ -1,0 +1,88 @@
+"""Training photographs: decoded once into one uint8 tensor on the training device; crops are cut there."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Photos", "read_photos"]
+
+SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+SIDE = 512  # larger pictures are cut to their centre; a crop never needs more
+
+
+def encoded_photos(sources: list[Path], part: str) -> Iterator[bytes]:
+    """Every picture file in folders and tars whose path has ``part`` as a folder, or is in no such split."""
+    for source in sources:
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.suffix == ".tar":
+                with tarfile.open(path) as archive:
+                    for member in archive:
+                        if wanted(Path(member.name), part):
+                            yield archive.extractfile(member).read()  # type: ignore[union-attr]
+            elif wanted(path.relative_to(source) if source.is_dir() else path, part):
+                yield path.read_bytes()
+
+
+def wanted(path: Path, part: str) -> bool:
+    """Pictures under a folder val/ are for validation; all others are for training."""
+    return path.suffix.lower() in SUFFIXES and ("val" in path.parts[:-1]) == (part == "val")
+
+
+def decode_square(encoded: bytes) -> np.ndarray | None:
+    """A picture's upper left SIDE x SIDE pixels, RGB; None where a side has fewer than 128 pixels."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    pixels = np.asarray(image)[:SIDE, :SIDE]
+    return pixels if min(pixels.shape[:2]) >= 128 else None
+
+
+def read_photos(sources: list[Path], part: str = "train", workers: int = 2) -> list[np.ndarray]:
+    """Decodes pictures [H, W, 3] uint8 from folders and tar files, ``part`` "train" or "val"."""
+    with ProcessPoolExecutor(workers) as pool:
+        decoded = pool.map(decode_square, encoded_photos(sources, part), chunksize=16)
+        photos = [photo for photo in decoded if photo is not None]
+    if not photos:
+        raise FileNotFoundError(f"no pictures for {part!r} in {', '.join(map(str, sources))}")
+    return photos
+
+
+class Photos:
+    """Random crops from photographs held in one tensor [N, SIDE, SIDE, 3] uint8 on ``device``."""
+
+    def __init__(self, photos: list[np.ndarray], device: torch.device, seed: int) -> None:
+        self.pixels = torch.zeros(len(photos), SIDE, SIDE, 3, dtype=torch.uint8, device=device)
+        for index, photo in enumerate(photos):
+            height, width = photo.shape[:2]
+            self.pixels[index, :height, :width] = torch.from_numpy(photo)
+        self.sizes = torch.tensor([photo.shape[:2] for photo in photos], device=device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def crops(self, count: int, size: int) -> Tensor:
+        """Random crops [count, 3, size, size] in [0, 1], channels_last, flipped, turned and half the time shrunk."""
+        shrink = 0.6 + 0.8 * float(self.uniform(1))  # above 1: not shrunk
+        window = min(round(size / shrink), SIDE) if shrink < 1 else size
+        fits = (self.sizes >= window).all(dim=1).nonzero()[:, 0]
+        chosen = fits[(self.uniform(count) * len(fits)).long()]
+        room = self.sizes[chosen] - window + 1
+        corner = (self.uniform(count, 2) * room).long()
+        rows, columns = (corner[:, axis, None] + torch.arange(window, device=room.device) for axis in (0, 1))
+        flips = self.uniform(count, 2) < 0.5
+        rows = torch.where(flips[:, :1], rows.flip(1), rows)
+        columns = torch.where(flips[:, 1:], columns.flip(1), columns)
+        crops = self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        crops = crops.float() / 255
+        if float(self.uniform(1)) < 0.5:
+            crops = crops.transpose(2, 3).contiguous(memory_format=torch.channels_last)
+        if window != size:
+            crops = F.interpolate(crops, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+        return crops
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, device=self.pixels.device)

@@ -1,0 +1,175 @@
+"""Analysis and synthesis: pixels to latents and back, in float.
+
+One low-resolution trunk of 1x1 convolutions with 3x3 depthwise ones between, as in DCVC-RT (Jia et al., "Towards
+Practical Real-Time Neural Video Compression", arXiv 2502.20762, section 3.2). Quality is a vector of gains
+(Cui et al., "Asymmetric Gained Deep Image Compression", arXiv 2003.02012), log-interpolated between learned knots.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nic.models.config import ImageConfig
+
+__all__ = ["Analysis", "Gain", "HyperAnalysis", "QUALITY_INDICES", "Synthesis", "lambda_of", "start_from_dct"]
+
+QUALITY_INDICES = 64  # quality runs over the reals in [0, 63]
+PATCH = 8
+
+
+class DepthBlock(nn.Module):
+    """x + pointwise-depthwise-pointwise, then x + gated pointwise feed-forward: 5 C^2 MAC per position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(width, width, 1)
+        self.spatial = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.leave = nn.Conv2d(width, width, 1)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.contract = nn.Conv2d(width, width, 1)
+        for last in (self.leave, self.contract):  # start close to the identity
+            nn.init.normal_(last.weight, std=0.2 / math.sqrt(width))
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.leave(self.spatial(F.leaky_relu(self.enter(x), 0.125)))
+        value, gate = self.expand(x).chunk(2, dim=1)
+        return x + self.contract(value * F.sigmoid(gate))
+
+
+def blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(DepthBlock(width) for _ in range(count)))
+
+
+class Gain(nn.Module):
+    """Per-channel gains exp(g(quality)), piecewise linear in quality between knots.
+
+    quality: [B] float in [0, 63]; returns [B, C, 1, 1]. ``start`` and ``stop`` are the logarithms at both ends.
+    """
+
+    KNOTS = 8
+
+    def __init__(self, channels: int, start: float = 0.0, stop: float = 0.0) -> None:
+        super().__init__()
+        self.knots = nn.Parameter(torch.linspace(start, stop, self.KNOTS)[:, None].repeat(1, channels))
+
+    def forward(self, quality: Tensor) -> Tensor:
+        return interpolate(self.knots, quality).exp()[:, :, None, None]
+
+
+def interpolate(knots: Tensor, quality: Tensor) -> Tensor:
+    """Piecewise linear interpolation of knots [K, C] at quality [B] in [0, 63]: [B, C]."""
+    position = quality.clamp(0, QUALITY_INDICES - 1) * ((knots.shape[0] - 1) / (QUALITY_INDICES - 1))
+    left = position.floor().long().clamp(max=knots.shape[0] - 2)
+    return torch.lerp(knots[left], knots[left + 1], (position - left)[:, None])
+
+
+def lambda_of(quality: Tensor, config: ImageConfig) -> Tensor:
+    """The trade-off that quality [B] stands for: loss = bits per pixel + lambda * MSE on the 0..255 scale."""
+    low, high = math.log(config.lambda_min), math.log(config.lambda_max)
+    return torch.exp(low + (high - low) / (QUALITY_INDICES - 1) * quality)
+
+
+class Analysis(nn.Module):
+    """images [B, 3, H, W] in [0, 1], H and W multiples of 64 -> latents y [B, M, H/16, W/16], quantization step 1."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3 * PATCH**2, config.trunk, 1)
+        self.trunk_gain = Gain(config.trunk)
+        self.trunk = blocks(config.trunk, config.trunk_blocks)
+        self.down = nn.Conv2d(4 * config.trunk, config.deep, 1)
+        self.deep = blocks(config.deep, config.deep_blocks)
+        self.latent = nn.Conv2d(config.deep, config.latent, 1)
+        # At high rate the optimal step of an orthonormal transform obeys step^2 = 18 / (lambda ln 2) (0..255 scale).
+        ends = [0.5 * math.log(255**2 * x * math.log(2) / 18) for x in (config.lambda_min, config.lambda_max)]
+        self.gain = Gain(config.latent, *ends)
+
+    def forward(self, images: Tensor, quality: Tensor) -> Tensor:
+        x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH))
+        x = self.trunk(x * self.trunk_gain(quality))
+        x = self.deep(self.down(F.pixel_unshuffle(x, 2)))
+        return self.latent(x) * self.gain(quality)
+
+
+class Synthesis(nn.Module):
+    """latents [B, M, h, w] -> images [B, 3, 16 h, 16 w], nominally in [0, 1], not clamped."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__()
+        ends = [-0.5 * math.log(255**2 * x * math.log(2) / 18) for x in (config.lambda_min, config.lambda_max)]
+        self.gain = Gain(config.latent, *ends)
+        self.latent = nn.Conv2d(config.latent, config.deep, 1)
+        self.deep = blocks(config.deep, config.deep_blocks)
+        self.up = nn.Conv2d(config.deep, 4 * config.trunk, 1)
+        self.trunk = blocks(config.trunk, config.trunk_blocks)
+        self.trunk_gain = Gain(config.trunk)
+        self.patch = nn.Conv2d(config.trunk, 3 * PATCH**2, 1)
+
+    def forward(self, latents: Tensor, quality: Tensor) -> Tensor:
+        x = self.deep(self.latent(latents * self.gain(quality)))
+        x = self.trunk(F.pixel_shuffle(self.up(x), 2))
+        return F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
+
+
+class HyperAnalysis(nn.Module):
+    """latents y [B, M, h, w] -> hyper-latents z [B, N, h/4, w/4], quantization step 1."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__()
+        width = config.prior
+        self.net = nn.Sequential(
+            nn.Conv2d(config.latent, width, 1),
+            DepthBlock(width),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * width, width, 1),
+            DepthBlock(width),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * width, config.hyper, 1),
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.net(latents)
+
+
+@torch.no_grad()
+def start_from_dct(patch: nn.Conv2d, middle: nn.Conv2d, latent: nn.Conv2d, inverse: bool = False) -> None:
+    """Initialises three projections with an orthonormal transform of 16x16 pixels, or with its inverse.
+
+    An 8x8 DCT in a luma/chroma basis, lowest frequencies first, then a 2x2 Haar transform over its coefficients:
+    training starts from JPEG's transform instead of noise. Channel c of every stage holds the c-th lowest frequency.
+    """
+    width = patch.weight.shape[1 if inverse else 0]
+    k = torch.arange(PATCH, dtype=torch.float64)
+    dct = torch.cos(math.pi / PATCH * k[:, None] * (k + 0.5)) * math.sqrt(2 / PATCH)
+    dct[0] /= math.sqrt(2)
+    colour = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64).T)[0].T
+    rows = []
+    for c in range(3):
+        for u in range(PATCH):
+            for v in range(PATCH):
+                basis = torch.einsum("c,y,x->cyx", colour[c], dct[u], dct[v]).flatten()
+                rows.append((frequency_rank(c, u, v, PATCH), c, u, v, basis))
+    rows.sort(key=lambda row: row[:4])
+    forward = torch.stack([row[4] for row in rows[:width]])
+    bands = []
+    for channel, (_, c, u, v, _) in enumerate(rows[:width]):
+        for du in (0, 1):
+            for dv in (0, 1):
+                signs = torch.tensor([[1, 1 - 2 * dv], [1 - 2 * du, (1 - 2 * dv) * (1 - 2 * du)]]) / 2
+                row = torch.zeros(width, 2, 2, dtype=torch.float64)
+                row[channel] = signs
+                bands.append((frequency_rank(c, 2 * u + du, 2 * v + dv, 2 * PATCH), c, u, v, du, dv, row.flatten()))
+    bands.sort(key=lambda band: band[:6])
+    deep, latents = (conv.weight.shape[1 if inverse else 0] for conv in (middle, latent))
+    matrices = [forward, torch.stack([band[6] for band in bands[:deep]]), torch.eye(latents, deep)]
+    for conv, matrix in zip((patch, middle, latent), matrices, strict=True):
+        conv.weight.copy_((matrix.T if inverse else matrix)[:, :, None, None])
+        conv.bias.zero_()  # type: ignore[union-attr]
+
+
+def frequency_rank(colour: int, u: int, v: int, size: int) -> float:
+    """Orders coefficients by how much a photograph has of them: low before high, luma before chroma."""
+    return (u * u + v * v) ** 0.5 / size * (1 if colour == 0 else 2.5) + (0.05 if colour else 0)

@@ -1,0 +1,22 @@
+"""nic: a learned image codec. `encode` and `decode` for Python, `nic` for the shell, a plugin for Pillow.
+
+Importing it registers .nic with Pillow and loads neither torch nor numpy: both wait for the first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import nic.pillow_plugin  # noqa: F401  registers itself
+
+if TYPE_CHECKING:
+    from nic.api import decode, encode, info
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "decode", "encode", "info"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("decode", "encode", "info"):
+        return getattr(import_module("nic.api"), name)
+    raise AttributeError(f"module 'nic' has no attribute {name!r}")

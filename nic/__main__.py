@@ -1,0 +1,5 @@
+"""python -m nic."""
+
+from nic.cli.main import main
+
+main()

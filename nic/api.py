@@ -1,0 +1,60 @@
+"""The functions of `import nic`: pictures of any kind to .nic bytes, and back to Pillow images.
+
+Only coding needs torch, so `encode` and `decode` import the codec when they are called.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from nic.describe import describe
+from nic.pixels import load, to_pil
+
+__all__ = ["decode", "encode", "info"]
+
+
+def encode(
+    image: Image.Image | np.ndarray | Path | str | bytes | BinaryIO,
+    *,
+    quality: float = 50,
+    bpp: float | None = None,
+    size: int | None = None,
+    psnr: float | None = None,
+    effort: int = 4,
+    device: str = "auto",
+) -> bytes:
+    """The bytes of a .nic file.
+
+    Args:
+        image: a Pillow image, an array [H, W] or [H, W, 1..4] of uint8 or uint16, or a picture file as path, bytes or
+            stream. Pillow itself cuts 16-bit colour to 8 bits: pass such a file by its path.
+        quality: 0 (smallest) to 100 (best); ignored where one of the targets below is given.
+        bpp: the file's size in bits per pixel, metadata included.
+        size: the file's size in bytes.
+        psnr: the picture's PSNR in dB.
+        effort: 1 (fastest) to 9 (smallest file at equal quality); decoding takes the same time.
+        device: "auto", "cpu" or "cuda".
+
+    Raises BadInput for an unusable image, UsageError for options out of range or more than one target.
+    """
+    from nic.codec import compress
+
+    return compress(load(image), quality=quality, bpp=bpp, size=size, psnr=psnr, effort=effort, device=device).data
+
+
+def decode(data: bytes, *, device: str = "auto") -> Image.Image:
+    """The picture in the bytes of a .nic file, with icc_profile, exif and xmp in its `info`.
+
+    Its mode is L, LA, RGB, RGBA or, for 16-bit grey, I;16; Pillow cannot hold other 16-bit pictures, so they come as
+    8 bits. Raises BadFile for damage, UnsupportedFile for files of a newer nic.
+    """
+    from nic.codec import decompress
+
+    return to_pil(decompress(data, device=device))
+
+
+def info(data: bytes) -> dict[str, object]:
+    """What the header of a .nic file says: size, mode, model, chunks. Decodes nothing. Raises as `decode`."""
+    return describe(data)

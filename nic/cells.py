@@ -1,0 +1,75 @@
+"""One cell between latents and bytes: the prior's loop joined to the entropy coder (bitstream/FORMAT.md §7)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nic.bitstream.entropy import Decoder, Encoder, Tables
+from nic.models.prior import GROUP, LATENT_MAX, STEPS, UNIT, grouped, step_mask
+from nic.models.store import Model
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, RATE_WEIGHT
+
+__all__ = ["decode_cell", "encode_cell"]
+
+
+def encode_cell(
+    model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float, rate_weight: float = RATE_WEIGHT
+) -> tuple[bytes, Tensor]:
+    """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
+
+    quality: 0 to 63 in quarters. Returns the payload and the latents that a decoder will have, fixed point.
+    """
+    height, width = y.shape[2:]
+    masks = [step_mask(step, model.prior.latent // GROUP, height, width).to(y.device) for step in range(STEPS)]
+    targets = [grouped(z * UNIT).flatten(1, 3)] + [grouped(y * UNIT)[:, mask] for mask in masks]
+    encoder = Encoder(tables)
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        target = targets[stage].to(means.dtype).clamp(-LATENT_MAX, LATENT_MAX)
+        chosen, decoded = model.codebooks.quantize((target - means)[0], scale_classes[0].long(), rate_weight)
+        symbols = chosen.cpu().numpy().astype(np.int32)
+        classes = scale_classes[0].cpu().numpy().astype(np.uint8)
+        encoder.put(*in_file_order(model, symbols, classes))
+        escaped = model.codebooks.escaped(symbols, classes)
+        if escaped.any():
+            steps = (decoded.cpu().numpy()[escaped] / UNIT).astype(np.int32)
+            encoder.put(steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
+        return decoded[None]
+
+    latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
+    return encoder.finish(), latents
+
+
+def decode_cell(model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float) -> Tensor:
+    """The latents [1, M, height, width], fixed point, of a cell's payload; raises BadFile."""
+    decoder = Decoder(tables, payload)
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        classes = scale_classes[0].cpu().numpy().astype(np.uint8)
+        symbols = np.zeros((len(classes), GROUP), np.int32)
+        sent = sent_symbols(model, classes)
+        symbols[sent] = decoder.get(np.repeat(classes, sent.sum(axis=1)))
+        escapes = model.codebooks.escaped(symbols, classes).sum()
+        steps = decoder.get(np.full(escapes, ESCAPE_CLASS, np.uint8)) - ESCAPE_MAX
+        decoded = model.codebooks.dequantize(symbols, classes, steps)
+        return torch.from_numpy(decoded)[None].to(means)
+
+    latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
+    decoder.finish()
+    return latents
+
+
+def in_file_order(model: Model, symbols: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups' symbols [G, 4] and classes [G] -> the symbols that are sent, one after another, and their classes."""
+    sent = sent_symbols(model, classes)
+    return symbols[sent], np.repeat(classes, sent.sum(axis=1))
+
+
+def sent_symbols(model: Model, classes: np.ndarray) -> np.ndarray:
+    """Which of the four symbol places of each group are used: bool [G, 4]."""
+    used: np.ndarray = np.arange(GROUP) < model.codebooks.symbols_per_group[classes][:, None]
+    return used
+
+
+def quality_tensor(model: Model, quality: float) -> Tensor:
+    return torch.tensor([quality], device=model.device)

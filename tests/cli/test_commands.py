@@ -1,0 +1,287 @@
+"""The `nic` command: what it writes, prints and returns."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import click.testing
+import numpy as np
+import pytest
+from PIL import Image
+
+from nic.cli import files
+from nic.cli.main import cli
+from nic.errors import BadInput, OutputExists, UsageError
+
+NIC = [sys.executable, "-m", "nic"]
+
+
+def nic(*arguments: object, stdin: bytes | None = None) -> click.testing.Result:
+    """Run `nic` in this process."""
+    return click.testing.CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture(scope="module")
+def pictures(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photo.png, photo.nic, text.nic (none), and in sub/ another.jpg."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "sub").mkdir()
+    Image.fromarray(photo).save(folder / "photo.png")
+    Image.fromarray(photo[::-1]).save(folder / "sub" / "another.JPG", quality=90)
+    (folder / "text.nic").write_text("no .nic file")
+    assert nic("compress", folder / "photo.png", folder / "photo.nic", "-e", 1).exit_code == 0
+    return folder
+
+
+def test_compress_and_decompress(pictures: Path, photo: np.ndarray, tmp_path: Path) -> None:
+    target = tmp_path / "photo.nic"
+    result = nic("compress", pictures / "photo.png", target, "-q", 70, "-e", 1)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{pictures / 'photo.png'} -> {target}  80x96  ")
+    assert line.endswith(" bpp")
+    assert nic("decompress", target, tmp_path / "photo.webp", "--quiet").output == ""
+    with Image.open(tmp_path / "photo.webp") as image:
+        assert image.format == "WEBP"
+        assert np.abs(np.asarray(image).astype(int) - photo).mean() < 30
+
+
+@pytest.mark.parametrize("target", [["--bpp", "1.5"], ["--size", "2k"], ["--psnr", "30"], ["-q", "12.5"]])
+def test_rate_targets_are_accepted(pictures: Path, tmp_path: Path, target: list[str]) -> None:
+    result = nic("compress", pictures / "photo.png", tmp_path / "out.nic", "-e", 1, *target)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--bpp", "1", "-q", "50"],
+        ["--size", "1k", "--psnr", "30"],
+        ["-q", "101"],
+        ["-q", "high"],
+        ["--bpp", "0"],
+        ["--size", "0"],
+        ["--size", "much"],
+        ["--size", "1e999"],
+        ["-e", "10"],
+        ["--device", "tpu"],
+        ["--no-such-option"],
+    ],
+)
+def test_wrong_options_exit_2(pictures: Path, tmp_path: Path, options: list[str]) -> None:
+    assert nic("compress", pictures / "photo.png", tmp_path / "out.nic", *options).exit_code == 2
+    assert not (tmp_path / "out.nic").exists()
+
+
+def test_wrong_arguments_exit_2(pictures: Path, tmp_path: Path) -> None:
+    photo = pictures / "photo.png"
+    assert nic("compress", photo).exit_code == 2
+    assert nic("compress", photo, photo, tmp_path / "out.nic").exit_code == 2
+    assert nic("compress", pictures, tmp_path / "out.nic").exit_code == 2
+    assert nic("compress", "-", "-o", tmp_path).exit_code == 2
+    assert nic("decompress", pictures / "photo.nic", tmp_path / "photo.gif").exit_code == 2
+    assert nic("decompress", pictures / "photo.nic", tmp_path / "photo").exit_code == 2
+    assert nic("decompress", pictures / "photo.nic", "-", "--format", "exe").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["compress", "none.png", "out.nic"], 3, "nic: none.png: cannot be read: No such file or directory"),
+        (["compress", "text.nic", "out.nic"], 3, "nic: text.nic: not a picture that nic reads"),
+        (["decompress", "none.nic", "out.png"], 3, "nic: none.nic: cannot be read: No such file or directory"),
+        (["decompress", "text.nic", "out.png"], 4, "nic: text.nic: not a .nic file"),
+        (["info", "text.nic"], 4, "nic: text.nic: not a .nic file"),
+        (["verify", "photo.png"], 4, "nic: photo.png: not a .nic file"),
+        (["compress", "photo.png", "photo.nic"], 6, "nic: photo.png: photo.nic exists"),
+        (["compress", "photo.png", "sub"], 2, "nic: give IN and OUT"),
+        (["compress", "photo.png", "photo.png/out.nic"], 6, "nic: photo.png: photo.png/out.nic cannot be written"),
+    ],
+)
+def test_errors_are_one_line(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exit_code: int, message: str
+) -> None:
+    monkeypatch.chdir(pictures)
+    result = nic(*arguments)
+    assert result.exit_code == exit_code
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+
+
+def test_damaged_and_newer_files(pictures: Path, tmp_path: Path) -> None:
+    data = (pictures / "photo.nic").read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    for damaged in (data[:-1], data[: len(data) // 2], bytes(flipped), data + b"more", b""):
+        (tmp_path / "damaged.nic").write_bytes(damaged)
+        for command in (["verify"], ["info"]):
+            result = nic(*command, tmp_path / "damaged.nic")
+            assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
+        assert nic("decompress", tmp_path / "damaged.nic", tmp_path / "out.png").exit_code == 4
+        assert not (tmp_path / "out.png").exists()
+
+
+def test_debug_shows_the_traceback(pictures: Path) -> None:
+    result = nic("--debug", "verify", pictures / "text.nic")
+    assert isinstance(result.exception, Exception)
+    assert not isinstance(result.exception, SystemExit)
+
+
+def test_force_overwrites(pictures: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.nic"
+    target.write_text("precious")
+    assert nic("compress", pictures / "photo.png", target, "-e", 1).exit_code == 6
+    assert target.read_text() == "precious"
+    assert nic("compress", pictures / "photo.png", target, "-e", 1, "--force").exit_code == 0
+    assert target.read_bytes().startswith(b"\x89NIC")
+
+
+def test_folders_keep_relative_names(pictures: Path, tmp_path: Path) -> None:
+    result = nic("compress", pictures, "-o", tmp_path / "nics", "-e", 1)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.relative_to(tmp_path / "nics").as_posix() for path in (tmp_path / "nics").rglob("*.nic")) == [
+        "photo.nic",
+        "sub/another.nic",
+    ]
+    assert nic("decompress", tmp_path / "nics", "-o", tmp_path / "jpegs", "--format", "jpg").exit_code == 0
+    assert (tmp_path / "jpegs" / "sub" / "another.jpg").is_file()
+
+
+def test_one_failure_does_not_stop_the_rest(pictures: Path, tmp_path: Path) -> None:
+    inputs = [pictures / "none.png", pictures / "text.nic", pictures / "photo.png"]
+    result = nic("compress", *inputs, "-o", tmp_path, "-e", 1)
+    assert result.exit_code == 3
+    assert [line.split(":")[0] for line in result.stderr.splitlines()[:2]] == ["nic", "nic"]
+    assert (tmp_path / "photo.nic").is_file()
+    result = nic("verify", pictures / "text.nic", pictures / "photo.nic")
+    assert (result.exit_code, result.stdout) == (4, f"{pictures / 'photo.nic'}: OK\n")
+
+
+def test_pipes(pictures: Path) -> None:
+    compressed = nic("compress", "-", "-", "--quiet", "-e", 1, stdin=(pictures / "photo.png").read_bytes())
+    assert compressed.stdout_bytes == (pictures / "photo.nic").read_bytes()
+    assert nic("info", "-", stdin=compressed.stdout_bytes).exit_code == 0
+    for name in ("png", "TIFF"):
+        picture = nic("decompress", "-", "-", "--format", name, stdin=compressed.stdout_bytes)
+        with Image.open(BytesIO(picture.stdout_bytes)) as image:
+            assert (image.format, image.size) == (name.upper(), (80, 96))
+    assert nic("decompress", "-", "-", stdin=compressed.stdout_bytes).stdout_bytes.startswith(b"\x89PNG")
+
+
+def test_info(pictures: Path) -> None:
+    path = str(pictures / "photo.nic")
+    assert "width: 80\nheight: 96\n" in nic("info", path).stdout
+    lines = nic("info", "--json", path, path).stdout.splitlines()
+    assert len(lines) == 2
+    description = json.loads(lines[0])
+    assert (description["file"], description["width"], description["height"]) == (path, 80, 96)
+
+
+def test_models() -> None:
+    names = [json.loads(line)["name"] for line in nic("models", "--json").stdout.splitlines()]
+    assert names
+    assert all(name in line for name, line in zip(names, nic("models").stdout.splitlines(), strict=True))
+
+
+def test_help_documents_every_exit_code() -> None:
+    text = nic("--help").stdout
+    for code in (0, 2, 3, 4, 5, 6, 130):
+        assert f"\n    {code} " in text
+    for command in cli.commands:
+        assert nic(command, "--help").exit_code == 0
+
+
+# Files
+
+
+def test_two_sources_never_share_a_target(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="both"):
+        files.plan([str(tmp_path)], "out", ".nic", {".png", ".jpg"})
+    with pytest.raises(BadInput, match="no file"):
+        files.plan([str(tmp_path)], "out", ".nic", {".webp"})
+
+
+def test_write_honours_umask_and_leaves_nothing_else(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        files.write(str(tmp_path / "new" / "out"), b"bytes")
+    finally:
+        os.umask(old)
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.read_bytes() == b"bytes"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("cause", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise cause
+
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises((OutputExists, KeyboardInterrupt)):
+        files.write(str(path), b"new")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    files.write(str(tmp_path / "link"), b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+    files.check_target(os.devnull, force=False)
+    files.write(os.devnull, b"new")
+    assert not Path(os.devnull).is_file()
+
+
+# As real processes
+
+
+def test_a_real_pipe(pictures: Path, tmp_path: Path) -> None:
+    with open(pictures / "photo.png", "rb") as photo:
+        compressed = subprocess.run(
+            [*NIC, "compress", "-", "-", "-e", "1"], stdin=photo, capture_output=True, check=True
+        )
+    assert compressed.stdout == (pictures / "photo.nic").read_bytes()
+    assert compressed.stderr.decode().startswith("- -> -  80x96")
+
+
+def test_real_exit_codes(pictures: Path) -> None:
+    result = subprocess.run([*NIC, "info", pictures / "text.nic"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (4, "")
+    assert result.stderr == f"nic: {pictures / 'text.nic'}: not a .nic file\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.png")
+    process = subprocess.Popen(
+        [*NIC, "compress", tmp_path / "endless.png", tmp_path / "out.nic"], stderr=subprocess.PIPE
+    )
+    with open(tmp_path / "endless.png", "wb"):  # waits until nic reads
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["endless.png"]
+
+
+def test_a_terminal_gets_no_binary(pictures: Path) -> None:
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    result = subprocess.run([*NIC, "compress", pictures / "photo.png", "-"], stdout=child, stderr=subprocess.PIPE)
+    os.close(child)
+    os.close(parent)
+    assert result.returncode == 2
+    assert b"terminal" in result.stderr

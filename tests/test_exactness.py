@@ -1,0 +1,157 @@
+"""Files decode to the same symbols whatever the machine does with floats: encoded one way, decoded another."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nic import codec
+from nic.bitstream.container import NicFile, unpack
+from nic.models.prior import EXACT_MAX, IntegerConv, Prior
+from nic.models.store import Model
+from nic.pixels import Picture
+
+QUALITIES = (5, 35, 65, 100)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return codec.load_model("fidelity", "cpu")
+
+
+@pytest.fixture(scope="module", params=["chelsea", "rocket"])
+def encoded(request: pytest.FixtureRequest, model: Model) -> list[tuple[NicFile, Tensor]]:
+    """A photograph at four qualities, with the latents that the encoder saw."""
+    picture = Picture(getattr(skimage.data, request.param)()[:300, :400])
+    encoder = codec.PictureEncoder(picture, model)
+    files = [encoder.encode(round(quality * 2.52)) for quality in QUALITIES]
+    return [(unpack(data), latents) for data, latents in files]
+
+
+def with_prior(model: Model, change: Callable[[Prior], Prior]) -> Model:
+    parts = {name: getattr(model, name) for name in vars(model)}
+    return Model(**parts | {"prior": change(copy.deepcopy(model.prior))})
+
+
+def permute_sums(prior: Prior, seed: int = 0) -> Prior:
+    """Sums every convolution in four parts over shuffled input channels or taps: another order of summation."""
+    generator = torch.Generator().manual_seed(seed)
+    for conv in prior.modules():
+        if isinstance(conv, IntegerConv):
+            terms = conv.weight.shape[1] if conv.groups == 1 else 9
+            conv.sums = split_sums(conv, torch.randperm(terms, generator=generator).chunk(4))  # type: ignore[method-assign]
+    return prior
+
+
+def split_sums(conv: IntegerConv, parts: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
+    def sums(x: Tensor) -> Tensor:
+        total = torch.zeros(1)
+        for part in parts:
+            if conv.groups == 1:
+                total = total + F.conv2d(x[:, part], conv.weight[:, part])
+            else:
+                taps = torch.zeros(9).index_fill(0, part, 1).view(3, 3)
+                total = (
+                    total + F.conv2d(x.double(), (conv.weight * taps).double(), padding=1, groups=conv.groups).float()
+                )
+        return total + conv.bias[:, None, None]
+
+    return sums
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+SETTINGS: dict[str, Callable[[Prior], Prior]] = {
+    "float64": lambda prior: prior.double(),
+    "contiguous": lambda prior: prior.to(memory_format=torch.contiguous_format),
+    "channels_last": lambda prior: prior.to(memory_format=torch.channels_last),
+    "permuted sums": permute_sums,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_latents_do_not_depend_on_how_the_prior_runs(
+    setting: str, model: Model, encoded: list[tuple[NicFile, Tensor]]
+) -> None:
+    other = with_prior(model, SETTINGS[setting])
+    for file, latents in encoded:
+        assert torch.equal(codec.decode_latents(file, other).float(), latents)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_latents_do_not_depend_on_threads(count: int, model: Model, encoded: list[tuple[NicFile, Tensor]]) -> None:
+    with threads(count):
+        for file, latents in encoded:
+            assert torch.equal(codec.decode_latents(file, model), latents)
+
+
+@pytest.mark.filterwarnings("ignore:TF32")  # reading the flags back, PyTorch warns of one that is not for CPUs
+def test_latents_do_not_depend_on_onednn(model: Model, encoded: list[tuple[NicFile, Tensor]]) -> None:
+    with torch.backends.mkldnn.flags(enabled=False):
+        for file, latents in encoded:
+            assert torch.equal(codec.decode_latents(file, model), latents)
+
+
+def test_reduced_precision_allowed_elsewhere_does_not_reach_the_prior(
+    model: Model, encoded: list[tuple[NicFile, Tensor]]
+) -> None:
+    """A program around nic may allow bfloat16 products, or run under autocast."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            for file, latents in encoded:
+                assert torch.equal(codec.decode_latents(file, model), latents)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_partial_sums_stay_exact_in_float32(model: Model) -> None:
+    for conv in model.prior.modules():
+        if isinstance(conv, IntegerConv):
+            assert conv.largest_sum() <= EXACT_MAX
+
+
+def test_the_check_would_notice(model: Model, encoded: list[tuple[NicFile, Tensor]]) -> None:
+    """One weight changed by one step changes what is decoded: the tests above can fail."""
+
+    def disturb(prior: Prior) -> Prior:
+        prior.head[0].weight[0, 0] += 1  # type: ignore[index, union-attr, operator]
+        return prior
+
+    other = with_prior(model, disturb)
+    differs = []
+    for file, latents in encoded:
+        try:
+            differs.append(not torch.equal(codec.decode_latents(file, other), latents))
+        except Exception:
+            differs.append(True)
+    assert any(differs)
+
+
+def test_integer_prior_agrees_with_the_float_one(model: Model) -> None:
+    """Every integer the prior handles is one: nothing between layers has a fraction."""
+    seen = []
+    prior = copy.deepcopy(model.prior)
+    for conv in prior.modules():
+        if isinstance(conv, IntegerConv):
+            conv.register_forward_hook(
+                lambda _conv, _inputs, output: seen.append(bool((output == output.round()).all()))
+            )
+    picture = Picture(np.asarray(skimage.data.coffee())[:128, :192])
+    codec.PictureEncoder(picture, with_prior(model, lambda _: prior)).encode(126)
+    assert len(seen) > 10 and all(seen)

@@ -1,0 +1,175 @@
+"""Training, resuming, fitting and coding with the result, on two photographs and a very small model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import skimage.io
+import torch
+
+from nic import codec
+from nic.models import store
+from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
+from nic.models.config import ImageConfig, TrainConfig, read_toml
+from nic.models.prior import ACTIVATION_MAX, STEPS, ExactConv, IntegerConv, step_mask
+from nic.models.training.codebook import fit_weights
+from nic.models.training.data import Photos, read_photos
+from nic.models.training.image import train
+from nic.pixels import Picture
+
+CONFIG = """
+[model]
+trunk = 16
+trunk_blocks = 1
+deep = 32
+deep_blocks = 1
+latent = 32
+hyper = 8
+prior = 16
+prior_blocks = 1
+lambda_min = 0.001
+lambda_max = 0.05
+
+[train]
+batch = 2
+crop = 128
+learning_rate = 1e-3
+warmup_steps = 5
+clip = 5.0
+ema = 0.9
+seed = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "val").mkdir()
+    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
+    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
+    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:256, :256])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "test.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def configs(config: Path) -> tuple[ImageConfig, TrainConfig]:
+    return read_toml(config)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(configs: tuple[ImageConfig, TrainConfig], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(*configs, [data], tmp_path_factory.mktemp("run"), minutes=0.1)
+
+
+def log_of(checkpoint: Path) -> list[dict]:
+    return [json.loads(line) for line in (checkpoint.parent / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_logs_validates_and_checkpoints(checkpoint: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] > 5 and state["seconds"] >= 6
+    rows = [row["validation"] for row in log_of(checkpoint) if "validation" in row]
+    assert [row["quality"] for row in rows] == [8, 24, 40, 56]
+    assert rows[-1]["psnr"] > 18 and all(row["bpp"] > 0 for row in rows)
+
+
+def test_a_finished_run_is_resumed_where_it_ended(
+    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], data: Path
+) -> None:
+    before = torch.load(checkpoint, weights_only=True)
+    train(*configs, [data], checkpoint.parent, minutes=0.15)
+    after = torch.load(checkpoint, weights_only=True)
+    assert after["step"] > before["step"] and 9 <= after["seconds"] < 12
+    assert not torch.equal(after["average"]["synthesis.patch.weight"], before["average"]["synthesis.patch.weight"])
+
+
+def test_the_trained_model_codes_a_photograph(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "WEIGHTS", tmp_path)
+    report = list(
+        fit_weights(checkpoint, tmp_path / "test.safetensors", [data], crops=3, device="cpu", workers=1, note="")
+    )
+    assert len(report) == 66
+    model = store.load("test")
+    picture = Picture(skimage.data.coffee()[:200, :300])
+    encoder = codec.PictureEncoder(picture, model)
+    data_at = [encoder.encode(level)[0] for level in (0, 252)]
+    assert len(data_at[0]) < len(data_at[1])
+    monkeypatch.setattr(codec, "load_model", lambda wanted, device: store.load(wanted, "cpu"))
+    decoded = codec.decompress(data_at[1]).pixels
+    assert np.mean((decoded.astype(float) - picture.pixels) ** 2) < 2000
+
+
+def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageConfig, TrainConfig]) -> None:
+    """With codebooks, what the synthesis sees is a sum of means and codewords; without, of means and whole steps."""
+    model = ImageCodec(configs[0])
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+    residual, classes = 4 * torch.randn(1, 32, 8, 8), torch.full((1, 8, 8, 8), 30.0)
+    groups = step_mask(0, 8, 8, 8)
+    assert torch.equal(model.quantize_residuals(residual, classes, groups), residual.round())
+    model.codebooks = codec.load_model("fidelity", "cpu").codebooks
+    hard = model.quantize_residuals(residual, classes, groups)
+    selected = groups.repeat_interleave(4, 0)
+    assert (hard[0][~selected] == 0).all()
+    assert 0 < (hard - residual)[0][selected].square().mean() < residual[0][selected].square().mean()
+
+
+def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: Path) -> None:
+    nic = [sys.executable, "-P", "-m", "nic", "train", "image", "--data", str(data), "--minutes", "0.1"]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *nic]
+    options = ["--run", str(tmp_path / "run"), "--config", str(config), "--workers", "1"]
+    done = subprocess.run(
+        command + options, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] > 0
+
+
+def test_crops_are_photographs(data: Path) -> None:
+    photos = Photos(read_photos([data], workers=1), torch.device("cpu"), seed=0)
+    crops = photos.crops(4, 128)
+    assert crops.shape == (4, 3, 128, 128) and crops.is_contiguous(memory_format=torch.channels_last)
+    assert 0 <= crops.min() and crops.max() <= 1 and crops.std() > 0.05
+
+
+def test_each_latent_is_decoded_once() -> None:
+    masks = torch.stack([step_mask(step, 16, 6, 10) for step in range(STEPS)])
+    assert (masks.sum(dim=0) == 1).all()
+    assert (masks.float().mean(dim=(1, 2, 3)) == 0.25).all()
+
+
+def test_gaussian_bits_is_the_probability_of_a_step() -> None:
+    normal = torch.distributions.Normal(0.0, 1.7)
+    residuals = torch.tensor([-3.0, -0.4, 0.0, 2.2])
+    expected = -torch.log2(normal.cdf(residuals + 0.5) - normal.cdf(residuals - 0.5))
+    assert torch.allclose(gaussian_bits(residuals, torch.tensor(1.7)), expected, atol=1e-4)
+
+
+def test_scale_classes_are_log_spaced() -> None:
+    sigma = class_sigma(torch.arange(64.0))
+    assert sigma[0] == pytest.approx(0.11) and sigma[63] == pytest.approx(64, rel=1e-4)
+    assert torch.allclose(sigma[1:] / sigma[:-1], sigma[1] / sigma[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_integer_convolution_follows_the_trained_one(depthwise: bool) -> None:
+    torch.manual_seed(0)
+    trained = ExactConv(24, 24, depthwise=depthwise, leaky=True)
+    torch.nn.init.normal_(trained.bias, std=0.2)
+    x = torch.randint(-ACTIVATION_MAX, ACTIVATION_MAX + 1, (1, 24, 9, 7)).float()
+    integer = IntegerConv(trained)
+    difference = integer(x) - trained(x)
+    assert difference.abs().max() < 12 and (integer(x) == integer(x).round()).all()
