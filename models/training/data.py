@@ -62,12 +62,15 @@ class Photos:
             height, width = photo.shape[:2]
             self.pixels[index, :height, :width] = torch.from_numpy(photo)
         self.sizes = torch.tensor([photo.shape[:2] for photo in photos], device=device)
+        self.largest_crop = int(self.sizes.amin(dim=1).max())
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def crops(self, count: int, size: int) -> Tensor:
         """Random crops [count, 3, size, size] in [0, 1], channels_last, flipped, turned and half the time shrunk."""
         shrink = 0.6 + 0.8 * float(self.uniform(1))  # above 1: not shrunk
-        window = min(round(size / shrink), SIDE) if shrink < 1 else size
+        window = max(size, min(round(size / shrink), self.largest_crop)) if shrink < 1 else size
+        if window > self.largest_crop:
+            raise ValueError(f"no photograph holds a crop of {size}x{size}")
         fits = (self.sizes >= window).all(dim=1).nonzero()[:, 0]
         chosen = fits[(self.uniform(count) * len(fits)).long()]
         room = self.sizes[chosen] - window + 1

@@ -1,0 +1,50 @@
+"""Our rate and loss against CompressAI's, which many published codecs were trained with. Needs the train group."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from nic.models.codec import ImageCodec, gaussian_bits
+from nic.models.config import CONFIGS, read_toml
+from nic.models.transforms import lambda_of
+
+if importlib.util.find_spec("compressai") is None:
+    pytest.skip("compressai is not installed: pip install -c constraints.txt -e '.[train]'", allow_module_level=True)
+
+if torch.version.cuda is None:
+    # PyPI's torchvision is built for CUDA; beside a CPU build of torch it misses these two operators at import.
+    TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of compressai's and torchvision's own
+
+
+def test_gaussian_bits_equal_those_of_gaussian_conditional() -> None:
+    from compressai.entropy_models import GaussianConditional
+
+    torch.manual_seed(0)
+    sigma = torch.rand(1, 8, 16, 16) * 20 + 0.12
+    residuals = sigma * torch.randn(1, 8, 16, 16)
+    _, likelihoods = GaussianConditional(None).eval()(residuals, sigma)  # it rounds, as eval mode does
+    assert torch.allclose(gaussian_bits(residuals.round(), sigma), -torch.log2(likelihoods), atol=1e-3)
+
+
+def test_loss_is_compressais_rate_distortion_loss() -> None:
+    from compressai.losses import RateDistortionLoss
+
+    torch.manual_seed(0)
+    config, _ = read_toml(CONFIGS / "tiny.toml")
+    codec, images, quality = ImageCodec(config), torch.rand(1, 3, 64, 64), torch.tensor([30.0])
+    torch.manual_seed(1)
+    out = codec(images, quality)
+    torch.manual_seed(1)
+    ours, _ = codec.loss(images, quality)
+    bits = out["y_bits"] + out["z_bits"]
+    trade_off = float(lambda_of(quality, config))
+    theirs = RateDistortionLoss(lmbda=trade_off)(
+        {"x_hat": out["images"], "likelihoods": {"all": torch.exp2(-bits)[None].double() ** 0.01}}, images
+    )
+    expected = theirs["mse_loss"] * 255**2 * trade_off + theirs["bpp_loss"] / 0.01
+    assert float(ours) * trade_off**0.5 == pytest.approx(float(expected), rel=1e-4)

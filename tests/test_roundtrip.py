@@ -1,0 +1,92 @@
+"""Pictures of every shape through a real file and back, and what the file costs against what its symbols must cost."""
+
+import numpy as np
+import pytest
+import skimage.data
+
+import nic
+from nic import cells, codec
+from nic.bitstream.container import unpack
+from nic.bitstream.entropy import Encoder, ideal_bits
+from nic.errors import UsageError
+from nic.pixels import Picture
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = (a.astype(np.float64) - b) / np.iinfo(a.dtype).max
+    return float(-10 * np.log10(np.square(error).mean()))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 65), (65, 33), (63, 64), (130, 17)])
+def test_odd_sizes(size: tuple[int, int]) -> None:
+    pixels = skimage.data.astronaut()[: size[0], : size[1]]
+    decoded = codec.decompress(codec.compress(Picture(pixels), quality=90).data).pixels
+    assert decoded.shape == pixels.shape and psnr(decoded, pixels) > 26
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])
+def test_quality_trades_bytes_for_psnr(name: str) -> None:
+    pixels = getattr(skimage.data, name)()[:256, :320]
+    files = [codec.compress(Picture(pixels), quality=quality).data for quality in (0, 33, 66, 100)]
+    sizes = [len(file) for file in files]
+    psnrs = [psnr(codec.decompress(file).pixels, pixels) for file in files]
+    assert sizes == sorted(sizes) and psnrs == sorted(psnrs) and psnrs[-1] > psnrs[0] + 4
+
+
+def test_cells_decode_apart(photo: np.ndarray) -> None:
+    """A picture of two cells: the second begins at pixel 1024, and there is no seam between them."""
+    pixels = np.tile(skimage.data.chelsea()[:64], (1, 3, 1))[:, :1200]
+    data = codec.compress(Picture(pixels), quality=60).data
+    assert len(unpack(data).cells) == 2
+    decoded = codec.decompress(data).pixels
+    assert psnr(decoded[:, 1000:1048], pixels[:, 1000:1048]) > psnr(decoded, pixels) - 4
+
+
+def test_grey_and_16_bits(photo: np.ndarray, photo16: np.ndarray) -> None:
+    grey = photo[:, :, 1:2]
+    decoded = codec.decompress(codec.compress(Picture(grey), quality=80).data).pixels
+    assert decoded.shape == grey.shape and psnr(decoded, grey) > 27
+    decoded = codec.decompress(codec.compress(Picture(photo16), quality=80).data).pixels
+    assert decoded.dtype == np.uint16 and len(np.unique(decoded % 256)) == 256
+    assert psnr(decoded, photo16) > 27
+
+
+def test_alpha_is_lossless(photo: np.ndarray, ramp: np.ndarray) -> None:
+    decoded = codec.decompress(codec.compress(Picture(photo, ramp), quality=10).data)
+    assert decoded.alpha is not None and np.array_equal(decoded.alpha, ramp)
+
+
+def test_targets_are_met_or_explained(photo: np.ndarray) -> None:
+    pixels = skimage.data.coffee()[:256, :384]
+    picture, area = Picture(pixels), pixels[..., 0].size
+    by_bpp = codec.compress(picture, bpp=0.5)
+    assert 8 * len(by_bpp.data) / area == pytest.approx(0.5, rel=0.02) and not by_bpp.note
+    by_size = codec.compress(picture, size=5000)
+    assert 4900 <= len(by_size.data) <= 5000 and not by_size.note
+    by_psnr = codec.compress(picture, psnr=29)
+    assert 29 <= psnr(codec.decompress(by_psnr.data).pixels, pixels) < 29.58 and not by_psnr.note
+    assert "cannot be met" in codec.compress(picture, size=40).note
+    for wrong in ({"bpp": float("nan")}, {"size": 0}, {"psnr": float("inf")}, {"bpp": 1, "size": 9}, {"quality": 101}):
+        with pytest.raises(UsageError):
+            codec.compress(picture, **wrong)
+
+
+def test_the_same_picture_gives_the_same_bytes(photo: np.ndarray) -> None:
+    assert nic.encode(photo, quality=40) == nic.encode(photo, quality=40)
+
+
+def test_payload_is_as_long_as_its_symbols_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = []
+
+    class CountingEncoder(Encoder):
+        def put(self, symbols: np.ndarray, classes: np.ndarray) -> None:
+            bits.append(ideal_bits(self._tables, symbols, classes))
+            super().put(symbols, classes)
+
+    monkeypatch.setattr(cells, "Encoder", CountingEncoder)
+    for quality in (10, 90):
+        bits.clear()
+        data = codec.compress(Picture(skimage.data.chelsea()), quality=quality).data
+        payload = len(unpack(data).cells[0])
+        assert sum(bits) / 8 <= payload <= 1.001 * sum(bits) / 8 + 8
+        assert len(data) <= 1.001 * sum(bits) / 8 + 64
