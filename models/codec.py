@@ -70,7 +70,7 @@ class ImageCodec(nn.Module):
         y_hat = torch.zeros_like(y)
         bits = torch.zeros(y.shape[0], device=y.device)
         for step in range(STEPS):
-            groups = step_mask(step, y.shape[1] // GROUP, *y.shape[2:]).to(y.device)
+            groups = step_mask(step, y.shape[1] // GROUP, *y.shape[2:], y.device)
             mask = groups.repeat_interleave(GROUP, dim=0)
             mean, scale_class = (x.float() for x in self.prior.step(step, features, y_hat * UNIT))
             residual = y - mean / UNIT

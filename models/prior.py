@@ -14,6 +14,7 @@ intermediate is an integer that float32 holds exactly, whatever the order of sum
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,15 @@ CLASS_STEP = 8  # scale classes per unit of the network's output
 CLASS_ORIGIN = 24  # scale class where that output is zero
 GROUP = 4  # neighbouring channels that share a scale class
 STEPS = 4
+CPU = torch.device("cpu")
 CELL = 64  # latents a side of an independently coded cell
 PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))  # of row and column
 QUALITY_LEVELS = 4 * (QUALITY_INDICES - 1) + 1  # files store quality in quarters of an index
 
 
-def step_mask(step: int, channels: int, height: int, width: int) -> Tensor:
-    """The latents decoded in ``step``: bool [channels, height, width].
+@lru_cache(maxsize=64)
+def step_mask(step: int, channels: int, height: int, width: int, device: torch.device = CPU) -> Tensor:
+    """The latents decoded in ``step``: bool [channels, height, width], not to be changed.
 
     Channels fall into four chunks; chunk c is decoded at parity ``PARITIES[step ^ c]``, so each step decodes one
     chunk at every position, and after two steps each chunk is known on a checkerboard.
@@ -61,7 +64,7 @@ def step_mask(step: int, channels: int, height: int, width: int) -> Tensor:
     for chunk in range(4):
         row, column = PARITIES[step ^ chunk]
         mask[chunk * channels // 4 : (chunk + 1) * channels // 4, row::2, column::2] = True
-    return mask
+    return mask.to(device)
 
 
 def grouped(x: Tensor) -> Tensor:
@@ -263,7 +266,7 @@ class Prior(nn.Module):
         features = self.features(hyper, quality)
         latents = features.new_zeros(len(quality), self.latent, height, width)
         for step in range(STEPS):
-            mask = step_mask(step, self.latent // GROUP, height, width).to(latents.device)
+            mask = step_mask(step, self.latent // GROUP, height, width, latents.device)
             self.fill(latents, mask, 1 + step, *self.step(step, features, latents), source)
         return latents
 

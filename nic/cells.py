@@ -20,7 +20,7 @@ def encode_cell(
     quality: 0 to 63 in quarters. Returns the payload and the latents that a decoder will have, fixed point.
     """
     height, width = y.shape[2:]
-    masks = [step_mask(step, model.prior.latent // GROUP, height, width).to(y.device) for step in range(STEPS)]
+    masks = [step_mask(step, model.prior.latent // GROUP, height, width, y.device) for step in range(STEPS)]
     targets = [grouped(z * UNIT).flatten(1, 3)] + [grouped(y * UNIT)[:, mask] for mask in masks]
     encoder = Encoder(tables)
 

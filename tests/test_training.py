@@ -143,7 +143,7 @@ def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: 
 
 
 def test_crops_are_photographs(data: Path) -> None:
-    photos = Photos(read_photos([data], workers=1), torch.device("cpu"), seed=0)
+    photos = Photos(read_photos([data], workers=1), torch.device("cpu"))
     crops = photos.crops(4, 128)
     assert crops.shape == (4, 3, 128, 128) and crops.is_contiguous(memory_format=torch.channels_last)
     assert 0 <= crops.min() and crops.max() <= 1 and crops.std() > 0.05

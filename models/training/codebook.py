@@ -80,7 +80,7 @@ def gather(
 def stage_targets(prior: Prior, y: Tensor, z: Tensor) -> list[Tensor]:
     """What each stage of ``Prior.decode`` has to code, fixed point [B, G, 4]."""
     whole = grouped(z).flatten(1, 3)
-    masks = [step_mask(step, prior.latent // GROUP, *y.shape[2:]).to(y.device) for step in range(STEPS)]
+    masks = [step_mask(step, prior.latent // GROUP, *y.shape[2:], y.device) for step in range(STEPS)]
     return [whole] + [grouped(y)[:, mask] for mask in masks]
 
 
@@ -225,7 +225,7 @@ def fit_weights(
     state = torch.load(checkpoint, map_location=where, weights_only=True)
     model = ImageCodec(ImageConfig(**state["config"])).to(where, memory_format=torch.channels_last).eval()
     model.load_state_dict(state["average"])
-    prior, books, samples = fit_from_photos(model, Photos(read_photos(data, "train", workers), where, seed=0), crops)
+    prior, books, samples = fit_from_photos(model, Photos(read_photos(data, "train", workers), where), crops)
     rows = utilisation(books, samples)
     yield "class dimension codewords groups used"
     for index, (dimension, codewords, groups, used) in enumerate(rows):

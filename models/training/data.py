@@ -1,6 +1,7 @@
 """Training photographs: decoded once into one uint8 tensor on the training device; crops are cut there."""
 
 import io
+import random
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -56,18 +57,23 @@ def read_photos(sources: list[Path], part: str = "train", workers: int = 2) -> l
 class Photos:
     """Random crops from photographs held in one tensor [N, SIDE, SIDE, 3] uint8 on ``device``."""
 
-    def __init__(self, photos: list[np.ndarray], device: torch.device, seed: int) -> None:
+    def __init__(self, photos: list[np.ndarray], device: torch.device) -> None:
         self.pixels = torch.zeros(len(photos), SIDE, SIDE, 3, dtype=torch.uint8, device=device)
         for index, photo in enumerate(photos):
             height, width = photo.shape[:2]
             self.pixels[index, :height, :width] = torch.from_numpy(photo)
         self.sizes = torch.tensor([photo.shape[:2] for photo in photos], device=device)
         self.largest_crop = int(self.sizes.amin(dim=1).max())
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.seed(0)
+
+    def seed(self, seed: int) -> None:
+        """Starts another sequence of crops."""
+        self.generator = torch.Generator(self.pixels.device).manual_seed(seed)
+        self.random = random.Random(seed)
 
     def crops(self, count: int, size: int) -> Tensor:
         """Random crops [count, 3, size, size] in [0, 1], channels_last, flipped, turned and half the time shrunk."""
-        shrink = 0.6 + 0.8 * float(self.uniform(1))  # above 1: not shrunk
+        shrink = self.random.uniform(0.6, 1.4)  # above 1: not shrunk
         window = max(size, min(round(size / shrink), self.largest_crop)) if shrink < 1 else size
         if window > self.largest_crop:
             raise ValueError(f"no photograph holds a crop of {size}x{size}")
@@ -81,7 +87,7 @@ class Photos:
         columns = torch.where(flips[:, 1:], columns.flip(1), columns)
         crops = self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         crops = crops.float() / 255
-        if float(self.uniform(1)) < 0.5:
+        if self.random.random() < 0.5:
             crops = crops.transpose(2, 3).contiguous(memory_format=torch.channels_last)
         if window != size:
             crops = F.interpolate(crops, (size, size), mode="bilinear", antialias=True).clamp(0, 1)

@@ -28,16 +28,28 @@ __all__ = ["evaluate", "train"]
 
 
 class Schedule:
-    """Learning-rate factor over the fraction of the run's minutes that has passed."""
+    """Learning-rate factor over the fraction of the run's minutes that has passed.
+
+    ``spent`` (seconds) moves only at ``tick``, so that processes that train together can agree on it.
+    """
 
     def __init__(self, minutes: float, warmup_steps: int, spent: float = 0.0) -> None:
         self.seconds = 60 * minutes
         self.warmup_steps = warmup_steps
         self.start = time.monotonic() - spent
+        self.spent = spent
 
-    @property
-    def spent(self) -> float:
-        return time.monotonic() - self.start
+    def tick(self, parameters: list[nn.Parameter], world: int) -> None:
+        """Looks at the clock; several processes average their gradients, and their clocks with them."""
+        self.spent = time.monotonic() - self.start
+        if world > 1:
+            gradients = [parameter.grad.flatten() for parameter in parameters]  # type: ignore[union-attr]
+            flat = torch.cat([*gradients, gradients[0].new_tensor([self.spent])])
+            dist.all_reduce(flat)
+            flat /= world
+            for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients] + [1]), strict=False):
+                parameter.grad.copy_(part.view_as(parameter))  # type: ignore[union-attr]
+            self.spent = float(flat[-1])
 
     @property
     def done(self) -> bool:
@@ -104,9 +116,9 @@ def train(
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     where = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device(device)
-    torch.manual_seed(options.seed + rank)
+    torch.manual_seed(options.seed)  # the same initial weights everywhere
     run.mkdir(parents=True, exist_ok=True)
-    photos = Photos(read_photos(data, "train", workers), where, options.seed + rank)
+    photos = Photos(read_photos(data, "train", workers), where)
     validation = read_photos(data, "val", workers)[:16] if rank == 0 else []
 
     model = ImageCodec(config).to(where, memory_format=torch.channels_last)
@@ -124,6 +136,8 @@ def train(
         average.values, step, spent = state["average"], state["step"], state["seconds"]
     (run / "config.json").write_text(json.dumps({"model": vars(config), "train": vars(options)}, indent=1))
 
+    photos.seed(options.seed + step + 1_000_000 * rank)  # other crops and noise in each process and after resuming
+    torch.manual_seed(options.seed + step + 1_000_000 * rank)
     schedule = Schedule(minutes, options.warmup_steps, spent)
     log = Log(run / "log.jsonl", rank)
     parameters = list(model.parameters())
@@ -134,8 +148,7 @@ def train(
         with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
             loss, parts = model.loss(images, quality)
         loss.backward()
-        if world > 1:
-            average_gradients(parameters, world)
+        schedule.tick(parameters, world)
         norm = nn.utils.clip_grad_norm_(parameters, options.clip, foreach=True)
         if torch.isfinite(norm):
             for group in optimizer.param_groups:
@@ -158,13 +171,6 @@ def train(
     if world > 1:
         dist.destroy_process_group()
     return checkpoint
-
-
-def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])  # type: ignore[union-attr]
-    dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter) / world)  # type: ignore[union-attr]
 
 
 def save(
