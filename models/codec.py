@@ -52,10 +52,10 @@ class ImageCodec(nn.Module):
         """images [B, 3, H, W] in [0, 1], quality [B] in [0, 63] -> images, bits of y and of z [B]."""
         y = self.analysis(images, quality)
         z = self.hyper_analysis(y)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has too few bits for means and likelihoods
             z_hat, z_bits = self.quantize_hyper(z.float(), quality)
-        features = self.prior.features(z_hat * UNIT, quality)
-        y_hat, y_bits = self.quantize(y.float(), features)
+            features = self.prior.features(z_hat * UNIT, quality)
+            y_hat, y_bits = self.quantize(y.float(), features)
         return {"images": self.synthesis(y_hat, quality), "y_bits": y_bits, "z_bits": z_bits}
 
     def quantize_hyper(self, z: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
