@@ -51,7 +51,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     default=4,
     show_default=True,
     metavar="N",
-    help="1 (fastest) to 9 (smallest file at equal quality); decoding is as fast for all.",
+    help="1 (fastest) to 9 (best picture for its bytes, slowest); decoding is as fast for all.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from nic.models.codec import ImageCodec
+    from nic.models.config import ImageConfig
     from nic.models.prior import Prior
     from nic.models.transforms import Analysis, HyperAnalysis, Synthesis
     from nic.models.vq import Codebooks
@@ -36,6 +37,7 @@ class Model:
     """A model ready to code: float transforms, integer prior, codebooks."""
 
     id: bytes
+    config: "ImageConfig"
     analysis: "Analysis"
     hyper_analysis: "HyperAnalysis"
     prior: "Prior"
@@ -139,7 +141,7 @@ def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> Model:
         module.load_state_dict(state, assign=True)
         module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     codebooks = Codebooks.from_arrays(part_of(tensors, "codebooks")).to(torch.device(device))
-    return Model(bytes.fromhex(entry["id"]), codebooks=codebooks, device=torch.device(device), **parts)
+    return Model(bytes.fromhex(entry["id"]), config, codebooks=codebooks, device=torch.device(device), **parts)
 
 
 def part_of(tensors: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

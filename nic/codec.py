@@ -17,9 +17,11 @@ from nic.bitstream.container import NicFile, pack, unpack
 from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import decode_cell, encode_cell
+from nic.effort import ITERATIONS, Coded, refine
 from nic.errors import BadFile, UsageError
 from nic.models import store
 from nic.models.prior import CELL, UNIT
+from nic.models.transforms import lambda_of
 from nic.pixels import Picture
 
 __all__ = ["Encoded", "compress", "decompress", "load_model", "verify"]
@@ -51,7 +53,8 @@ def compress(
     """Codes a picture at a quality (0 to 100), or at the one that meets a target: at most one of the three.
 
     bpp: bits per pixel of the whole file. size: bytes of the whole file, at most. psnr: dB over all colour samples, at
-    least. A target that is missed by more than 2 % is told in the result's note. Raises UsageError.
+    least. effort: 1 to 9; from 2 on, iterations that make the file smaller at equal quality, listed in nic/effort.py.
+    A target that is missed by more than 2 % is told in the result's note. Raises UsageError.
     """
     targets = [target for target in (bpp, size, psnr) if target is not None]
     if len(targets) > 1:
@@ -62,7 +65,7 @@ def compress(
         raise UsageError(f"quality {quality:g} is outside 0 to 100")
     if not 1 <= effort <= 9:
         raise UsageError(f"effort {effort} is outside 1 to 9")
-    encoder = PictureEncoder(picture, load_model(store.DEFAULT, device))
+    encoder = PictureEncoder(picture, load_model(store.DEFAULT, device), effort)
     height, width = picture.pixels.shape[:2]
     if bpp is not None:
         level, note = encoder.search_size(bpp * height * width / 8, nearest=True)
@@ -116,9 +119,10 @@ def entropy_tables(model: store.Model) -> Tables:
 class PictureEncoder:
     """One picture, coded at as many quality levels as a search asks for."""
 
-    def __init__(self, picture: Picture, model: store.Model) -> None:
+    def __init__(self, picture: Picture, model: store.Model, effort: int = 4) -> None:
         self.picture = picture
         self.model = model
+        self.iterations = ITERATIONS[effort]
         self.images = to_images(picture.pixels).to(model.device)
         self.alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
         self.tried: dict[int, tuple[bytes, Tensor]] = {}
@@ -129,24 +133,27 @@ class PictureEncoder:
             self.tried[level] = self._encode(level)
         return self.tried[level]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode(self, level: int) -> tuple[bytes, Tensor]:
         model, picture = self.model, self.picture
         height, width, channels = picture.pixels.shape
-        depth = 8 * picture.pixels.itemsize
-        header = Header(Kind.IMAGE, Mode.FIDELITY, width, height, channels, depth, level, model.id)
         quality = torch.tensor([level / 4], device=model.device)
         y = model.analysis(self.images, quality)
         z = model.hyper_analysis(y)
-        cells, latents = [], torch.empty_like(y)
-        for rows, columns in cell_slices(*y.shape[2:]):
-            hyper_rows, hyper_columns = (slice(s.start // 4, s.stop // 4) for s in (rows, columns))
-            payload, latents[:, :, rows, columns] = encode_cell(
-                model, entropy_tables(model), y[:, :, rows, columns], z[:, :, hyper_rows, hyper_columns], level / 4
-            )
-            cells.append(payload)
+        bits_per_mse: float = float(lambda_of(quality, model.config)) * 255**2 * height * width
+
+        def code(targets: Tensor) -> Coded:
+            return code_cells(model, targets, z, level)
+
+        def distortion(latents: Tensor) -> Tensor:
+            error: Tensor = (model.synthesis(latents, quality) - self.images)[:, :, :height, :width]
+            return bits_per_mse * error.square().mean()
+
+        coded = refine(code, distortion, y, self.iterations) if self.iterations else code(y)
+        depth = 8 * picture.pixels.itemsize
+        header = Header(Kind.IMAGE, Mode.FIDELITY, width, height, channels, depth, level, model.id)
         metadata = (picture.icc or None, picture.exif or None, picture.xmp or None)
-        return pack(NicFile(header, tuple(cells), *metadata, self.alpha)), latents
+        return pack(NicFile(header, coded.cells, *metadata, self.alpha)), coded.latents
 
     def size_at(self, level: int) -> int:
         return len(self.encode(level)[0])
@@ -183,6 +190,19 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
     return f"{target:.4g} {unit} cannot be met: {end} of this model gives {value:.4g} {unit}"
 
 
+def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
+    """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in steps, cell by cell."""
+    cells, latents = [], torch.empty_like(y)
+    for rows, columns in cell_slices(*y.shape[2:]):
+        hyper_rows, hyper_columns = (slice(s.start // 4, s.stop // 4) for s in (rows, columns))
+        payload, decoded = encode_cell(
+            model, entropy_tables(model), y[:, :, rows, columns], z[:, :, hyper_rows, hyper_columns], level / 4
+        )
+        cells.append(payload)
+        latents[:, :, rows, columns] = decoded / UNIT
+    return Coded(tuple(cells), latents)
+
+
 def cell_slices(height: int, width: int) -> list[tuple[slice, slice]]:
     """The cells of a latent grid in raster order."""
     rows, columns = ([slice(i, min(i + CELL, end)) for i in range(0, end, CELL)] for end in (height, width))
@@ -191,7 +211,7 @@ def cell_slices(height: int, width: int) -> list[tuple[slice, slice]]:
 
 @torch.inference_mode()
 def decode_latents(file: NicFile, model: store.Model) -> Tensor:
-    """The latents [1, M, h, w] of all cells, fixed point."""
+    """The latents [1, M, h, w] of all cells, in steps; each is a whole number of 64ths."""
     height, width = (-(-side // PADDING) * (PADDING // LATENT) for side in (file.header.height, file.header.width))
     slices = cell_slices(height, width)
     cells = []
@@ -200,15 +220,15 @@ def decode_latents(file: NicFile, model: store.Model) -> Tensor:
         cells.append(decode_cell(model, entropy_tables(model), cell, *size, file.header.quality / 4))
     latents = cells[0].new_empty(1, cells[0].shape[1], height, width)
     for cell_latents, (rows, columns) in zip(cells, slices, strict=True):
-        latents[:, :, rows, columns] = cell_latents
+        latents[:, :, rows, columns] = cell_latents / UNIT
     return latents
 
 
 @torch.inference_mode()
 def synthesize(model: store.Model, latents: Tensor, level: int) -> Tensor:
-    """Latents [1, M, h, w], fixed point -> images [1, 3, 16 h, 16 w] in [0, 1]."""
-    latents = (latents / UNIT).contiguous(memory_format=torch.channels_last)
-    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
+    """Latents [1, M, h, w], in steps -> images [1, 3, 16 h, 16 w] in [0, 1]."""
+    quality = torch.tensor([level / 4], device=model.device)
+    images: Tensor = model.synthesis(latents.contiguous(memory_format=torch.channels_last), quality)
     return images.clamp(0, 1)
 
 

@@ -13,6 +13,7 @@ import skimage.data
 
 from nic import codec
 from nic.bitstream.container import unpack
+from nic.models.prior import UNIT
 from nic.pixels import Picture
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,7 +34,7 @@ def source(name: str) -> np.ndarray:
 def latents_digest(data: bytes) -> str:
     file = unpack(data)
     latents = codec.decode_latents(file, codec.load_model(file.header.model_id, "cpu"))
-    return hashlib.sha256(latents.numpy().astype("<i4").tobytes()).hexdigest()
+    return hashlib.sha256((latents * UNIT).numpy().astype("<i4").tobytes()).hexdigest()
 
 
 def psnr(data: bytes, pixels: np.ndarray) -> float:

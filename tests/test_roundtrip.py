@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import skimage.data
+import torch
 
 import nic
 from nic import cells, codec
 from nic.bitstream.container import unpack
 from nic.bitstream.entropy import Encoder, ideal_bits
 from nic.errors import UsageError
+from nic.models.transforms import lambda_of
 from nic.pixels import Picture
 
 
@@ -56,6 +58,18 @@ def test_alpha_is_lossless(photo: np.ndarray, ramp: np.ndarray) -> None:
     assert decoded.alpha is not None and np.array_equal(decoded.alpha, ramp)
 
 
+def test_effort_lowers_the_rate_distortion_cost() -> None:
+    """At one quality, the file may grow, but then its picture gets better by more than these bits are worth."""
+    pixels = skimage.data.chelsea()[100:228, 100:292]
+    costs = []
+    for effort in (1, 4, 7):
+        encoder = codec.PictureEncoder(Picture(pixels), codec.load_model("fidelity", "cpu"), effort)
+        bits, mse = 8 * encoder.size_at(126), 255**2 * 10 ** (-encoder.psnr_at(126) / 10)
+        trade_off = float(lambda_of(torch.tensor([126 / 4]), encoder.model.config))
+        costs.append(bits + trade_off * mse * pixels[..., 0].size)
+    assert costs[0] > costs[1] >= costs[2]
+
+
 def test_targets_are_met_or_explained(photo: np.ndarray) -> None:
     pixels = skimage.data.coffee()[:256, :384]
     picture, area = Picture(pixels), pixels[..., 0].size
@@ -86,7 +100,7 @@ def test_payload_is_as_long_as_its_symbols_need(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cells, "Encoder", CountingEncoder)
     for quality in (10, 90):
         bits.clear()
-        data = codec.compress(Picture(skimage.data.chelsea()), quality=quality).data
+        data = codec.compress(Picture(skimage.data.chelsea()), quality=quality, effort=1).data
         payload = len(unpack(data).cells[0])
         assert sum(bits) / 8 <= payload <= 1.001 * sum(bits) / 8 + 8
         assert len(data) <= 1.001 * sum(bits) / 8 + 64
