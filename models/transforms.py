@@ -139,7 +139,8 @@ def start_from_dct(patch: nn.Conv2d, middle: nn.Conv2d, latent: nn.Conv2d, inver
     """Initialises three projections with an orthonormal transform of 16x16 pixels, or with its inverse.
 
     An 8x8 DCT in a luma/chroma basis, lowest frequencies first, then a 2x2 Haar transform over its coefficients:
-    training starts from JPEG's transform instead of noise. Channel c of every stage holds the c-th lowest frequency.
+    training starts from JPEG's transform instead of noise. Channel c of every stage holds the c-th lowest frequency;
+    channels beyond the 192 of the transform keep their random weights in the analysis and start at 0 in the synthesis.
     """
     width = patch.weight.shape[1 if inverse else 0]
     k = torch.arange(PATCH, dtype=torch.float64)
@@ -166,7 +167,10 @@ def start_from_dct(patch: nn.Conv2d, middle: nn.Conv2d, latent: nn.Conv2d, inver
     deep, latents = (conv.weight.shape[1 if inverse else 0] for conv in (middle, latent))
     matrices = [forward, torch.stack([band[6] for band in bands[:deep]]), torch.eye(latents, deep)]
     for conv, matrix in zip((patch, middle, latent), matrices, strict=True):
-        conv.weight.copy_((matrix.T if inverse else matrix)[:, :, None, None])
+        matrix = matrix.T if inverse else matrix
+        if inverse:
+            conv.weight.zero_()
+        conv.weight[: matrix.shape[0], : matrix.shape[1], 0, 0] = matrix
         conv.bias.zero_()  # type: ignore[union-attr]
 
 
