@@ -13,10 +13,10 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): under two hours on two cores
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): two hours on two cores
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/rounding
 	nic codebook fit $(RUN)/rounding/last.pt $(RUN)/rounding.safetensors --data $(DATA) --crops 150
-	nic train image --config tiny --data $(DATA) --minutes 10 -o $(RUN)/vq --learning-rate 3e-4 \
+	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/vq --learning-rate 5e-4 \
 	    --start-from $(RUN)/rounding/last.pt --codebooks $(RUN)/rounding.safetensors
 	nic codebook fit $(RUN)/vq/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "$(DATA), see docs/training-log.md"

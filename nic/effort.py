@@ -2,8 +2,8 @@
 
 The analysis network knows nothing of where a latent was rounded to. Here, each iteration decodes the picture, asks
 the synthesis which way every latent should move, codes those better targets, and keeps what has the lowest
-rate-distortion cost. It is the Gauss-Newton method with the curvature that the codebooks assume: an error of one
-quantization step costs 1 / RATE_WEIGHT bits. (Yang, Bamler and Mandt, "Improving Inference for Neural Image
+rate-distortion cost. It is the Gauss-Newton method with nearly the curvature that the codebooks assume: an error of
+one quantization step costs 1 / RATE_WEIGHT bits. (Yang, Bamler and Mandt, "Improving Inference for Neural Image
 Compression", arXiv 2006.04240, anneal a relaxed quantizer to the same end.)
 """
 
@@ -18,7 +18,7 @@ from nic.models.vq import RATE_WEIGHT
 __all__ = ["ITERATIONS", "Coded", "refine"]
 
 ITERATIONS = {1: 0, 2: 1, 3: 2, 4: 3, 5: 5, 6: 9, 7: 16, 8: 32, 9: 75}  # for each effort
-CURVATURE = 0.8 / RATE_WEIGHT  # half the second derivative of the cost in a latent, in bits per squared step
+CURVATURE = 0.6 / RATE_WEIGHT  # half the second derivative of the cost in a latent, bits per squared step; measured
 DAMPING = 0.3  # share of the way to the new targets
 BACK_OFF = 0.6  # what DAMPING is multiplied by after a step that made it worse
 

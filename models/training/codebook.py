@@ -29,6 +29,7 @@ SAMPLES_MAX = 60_000  # groups kept for each class
 SAMPLES_MIN = 20_000  # below this, groups of neighbouring classes are borrowed, scaled
 VECTORS_MAX = 80_000  # used in each fit
 ITERATIONS = 10
+RECOUNTS = 4  # new frequencies change which codewords are chosen
 RARE = 2e-6  # cells used less often are dropped
 
 
@@ -198,11 +199,14 @@ def recount(books: Codebooks, samples: list[Tensor]) -> Codebooks:
 
 
 def utilisation(books: Codebooks, samples: list[Tensor]) -> list[tuple[int, int, int, float]]:
-    """For each class: dimension, codewords, groups seen, and the share of codewords that they use."""
+    """For each class: dimension, codewords, groups seen, and the share of codewords that it and its sharers use."""
+    used: dict[int, Tensor] = {}
+    for book, counts in zip(books.books, count_symbols(books, samples), strict=True):
+        used[id(book)] = used.get(id(book), torch.zeros(1)) + counts[: len(book.codewords)]
     rows = []
-    for book, counts, groups in zip(books.books, count_symbols(books, samples), samples, strict=True):
-        used = float((counts[:-1] > 0).float().mean()) if len(counts) > 1 else 1.0
-        rows.append((book.dimension, len(book.codewords), len(groups), used))
+    for book, groups in zip(books.books, samples, strict=True):
+        share = float((used[id(book)] > 0).float().mean()) if len(book.codewords) > 1 else 1.0
+        rows.append((book.dimension, len(book.codewords), len(groups), share))
     return rows
 
 
@@ -213,7 +217,9 @@ def fit_from_photos(model: ImageCodec, photos: Photos, crops: int) -> tuple[Prio
     books = fit_codebooks(gather(model, prior, photos, None, crops))
     books = fit_codebooks(gather(model, prior, photos, books.to(device), crops))
     samples = gather(model, prior, photos, books.to(device), crops)
-    return prior, recount(books, samples), samples
+    for _ in range(RECOUNTS):
+        books = recount(books, samples)
+    return prior, books, samples
 
 
 def fit_weights(
