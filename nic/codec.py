@@ -3,7 +3,7 @@
 import bisect
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ __all__ = ["Encoded", "compress", "decompress", "load_model", "verify"]
 
 LATENT = 16  # pixels a side of a latent
 PADDING = 64  # pictures are padded to multiples of this many pixels
+Slices = tuple[slice, slice]  # rows and columns
 LEVELS = 252  # highest quality level: quarters of a quality index
 
 
@@ -140,14 +141,13 @@ class PictureEncoder:
         quality = torch.tensor([level / 4], device=model.device)
         y = model.analysis(self.images, quality)
         z = model.hyper_analysis(y)
-        bits_per_mse: float = float(lambda_of(quality, model.config)) * 255**2 * height * width
+        bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3  # MSE is over three colours
 
         def code(targets: Tensor) -> Coded:
             return code_cells(model, targets, z, level)
 
-        def distortion(latents: Tensor) -> Tensor:
-            error: Tensor = (model.synthesis(latents, quality) - self.images)[:, :, :height, :width]
-            return bits_per_mse * error.square().mean()
+        def distortion(latents: Tensor) -> tuple[float, Tensor]:
+            return distortion_gradient(model, latents, self.images[:, :, :height, :width], level, bits_per_error)
 
         coded = refine(code, distortion, y, self.iterations) if self.iterations else code(y)
         depth = 8 * picture.pixels.itemsize
@@ -203,7 +203,7 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
     return Coded(tuple(cells), latents)
 
 
-def cell_slices(height: int, width: int) -> list[tuple[slice, slice]]:
+def cell_slices(height: int, width: int) -> list[Slices]:
     """The cells of a latent grid in raster order."""
     rows, columns = ([slice(i, min(i + CELL, end)) for i in range(0, end, CELL)] for end in (height, width))
     return [(row, column) for row in rows for column in columns]
@@ -224,12 +224,53 @@ def decode_latents(file: NicFile, model: store.Model) -> Tensor:
     return latents
 
 
+def windows(model: store.Model, height: int, width: int) -> Iterator[tuple[Slices, Slices]]:
+    """The cells of a latent grid, each with the latents around it that its pixels depend on."""
+    halo = model.config.deep_blocks + math.ceil(model.config.trunk_blocks / 2)
+    for inner in cell_slices(height, width):
+        sides = zip(inner, (height, width), strict=True)
+        rows, columns = (slice(max(0, s.start - halo), min(end, s.stop + halo)) for s, end in sides)
+        yield inner, (rows, columns)
+
+
+def synthesize_window(model: store.Model, latents: Tensor, inner: Slices, outer: Slices, level: int) -> Tensor:
+    """The pixels of the cell ``inner``, from the latents ``outer`` around it."""
+    latents = latents.contiguous(memory_format=torch.channels_last)
+    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
+    rows, columns = (pixels(i, o.start) for i, o in zip(inner, outer, strict=True))
+    return images[:, :, rows, columns]
+
+
+def pixels(latents: slice, origin: int = 0) -> slice:
+    """The pixels that a range of latents covers, counted from those of the latent ``origin``."""
+    return slice(LATENT * (latents.start - origin), LATENT * (latents.stop - origin))
+
+
 @torch.inference_mode()
 def synthesize(model: store.Model, latents: Tensor, level: int) -> Tensor:
-    """Latents [1, M, h, w], in steps -> images [1, 3, 16 h, 16 w] in [0, 1]."""
-    quality = torch.tensor([level / 4], device=model.device)
-    images: Tensor = model.synthesis(latents.contiguous(memory_format=torch.channels_last), quality)
-    return images.clamp(0, 1)
+    """Latents [1, M, h, w], in steps -> images [1, 3, 16 h, 16 w] in [0, 1], window by window."""
+    height, width = latents.shape[2:]
+    images = latents.new_empty(1, 3, LATENT * height, LATENT * width)
+    for inner, outer in windows(model, height, width):
+        window = latents[:, :, outer[0], outer[1]]
+        images[:, :, pixels(inner[0]), pixels(inner[1])] = synthesize_window(model, window, inner, outer, level)
+    return images.clamp_(0, 1)
+
+
+def distortion_gradient(
+    model: store.Model, latents: Tensor, images: Tensor, level: int, weight: float
+) -> tuple[float, Tensor]:
+    """``weight`` times the squared error against images [1, 3, H, W], and its gradient in the latents [1, M, h, w]."""
+    total, gradient = 0.0, torch.zeros_like(latents)
+    for inner, outer in windows(model, *latents.shape[2:]):
+        original = images[:, :, pixels(inner[0]), pixels(inner[1])]
+        with torch.enable_grad():
+            window = latents[:, :, outer[0], outer[1]].clone().requires_grad_()
+            decoded = synthesize_window(model, window, inner, outer, level)
+            error = weight * (decoded[:, :, : original.shape[2], : original.shape[3]] - original).square().sum()
+            gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
+        total += error.item()
+    return total, gradient
 
 
 def to_images(pixels: np.ndarray) -> Tensor:

@@ -35,20 +35,19 @@ class Coded:
         return 8 * sum(map(len, self.cells))
 
 
-def refine(code: Callable[[Tensor], Coded], distortion: Callable[[Tensor], Tensor], y: Tensor, steps: int) -> Coded:
+def refine(
+    code: Callable[[Tensor], Coded], distortion: Callable[[Tensor], tuple[float, Tensor]], y: Tensor, steps: int
+) -> Coded:
     """The best of ``steps`` iterations from the targets y [1, M, h, w] and of y itself.
 
-    code: codes targets. distortion: of latents, in bits that it is worth, differentiable.
+    code: codes targets. distortion: what the error of latents is worth, in bits, and its gradient in them.
     """
     best, best_cost, origin, damping = None, float("inf"), y, DAMPING
     for _ in range(steps + 1):
         coded = code(y)
-        latents = coded.latents.clone().requires_grad_()
-        with torch.enable_grad():
-            loss = distortion(latents)
-            (gradient,) = torch.autograd.grad(loss, latents)
-        if coded.bits + float(loss) < best_cost:
-            best, best_cost = coded, coded.bits + float(loss)
+        error, gradient = distortion(coded.latents)
+        if coded.bits + error < best_cost:
+            best, best_cost = coded, coded.bits + error
             origin, target = y, coded.latents - gradient / (2 * CURVATURE)
         else:
             damping *= BACK_OFF

@@ -44,6 +44,23 @@ def test_cells_decode_apart(photo: np.ndarray) -> None:
     assert psnr(decoded[:, 1000:1048], pixels[:, 1000:1048]) > psnr(decoded, pixels) - 4
 
 
+def test_windows_give_what_the_whole_gives() -> None:
+    """Synthesis and its gradient, computed cell by cell, are those of the whole latent grid."""
+    model = codec.load_model("fidelity", "cpu")
+    torch.manual_seed(0)
+    latents = torch.round(2 * torch.randn(1, model.config.latent, 12, 80))
+    quality = torch.tensor([30.0])
+    whole = model.synthesis(latents.requires_grad_(), quality)
+    images = torch.rand(1, 3, 180, 1270)
+    error = (whole[:, :, :180, :1270] - images).square().sum()
+    (gradient,) = torch.autograd.grad(error, latents)
+    latents = latents.detach()
+    assert torch.allclose(codec.synthesize(model, latents, 120), whole.detach().clamp(0, 1), atol=1e-4)
+    windowed_error, windowed_gradient = codec.distortion_gradient(model, latents, images, 120, 1.0)
+    assert windowed_error == pytest.approx(float(error.detach()), rel=1e-4)
+    assert torch.allclose(windowed_gradient, gradient, atol=1e-3 * float(gradient.abs().max()))
+
+
 def test_grey_and_16_bits(photo: np.ndarray, photo16: np.ndarray) -> None:
     grey = photo[:, :, 1:2]
     decoded = codec.decompress(codec.compress(Picture(grey), quality=80).data).pixels
