@@ -243,6 +243,11 @@ class Prior(nn.Module):
         mean, scale = self.head[step](self.leave[step](x)).split([self.latent, self.latent // GROUP], dim=1)
         return mean, self.to_class(scale)
 
+    def targets(self, y: Tensor, z: Tensor) -> list[Tensor]:
+        """What an encoder aims at in each stage of ``decode``: groups [B, G, 4], fixed point, of y and z in steps."""
+        masks = (step_mask(step, self.latent // GROUP, *y.shape[2:], y.device) for step in range(STEPS))
+        return [grouped(z * UNIT).flatten(1, 3)] + [grouped(y * UNIT)[:, mask] for mask in masks]
+
     def to_class(self, scale: Tensor) -> Tensor:
         scale_class = scale * (CLASS_STEP / UNIT) + CLASS_ORIGIN
         return (torch.round(scale_class) if self.exact else scale_class).clamp(0, CLASSES - 1)

@@ -6,7 +6,7 @@ two of two, or four scalars (coarse classes would need too many codewords otherw
 components follow as whole steps, from one table that all classes share.
 
 Codebooks come from entropy-constrained vector quantization (Chou, Lookabaugh and Gray, IEEE Trans. ASSP 37, 1989):
-a vector's codeword minimises |u - c|^2 + rate_weight * bits(c).
+a vector's codeword minimises |u - c|^2 + RATE_WEIGHT * bits(c).
 """
 
 import math
@@ -89,10 +89,10 @@ class Codebooks:
         """Frequencies of every class, then of the escapes: uint32, each summing to 2^24."""
         return [table.cpu().numpy().astype(np.uint32) for table in [b.frequencies for b in self.books] + [self.escape]]
 
-    def quantize(self, residuals: Tensor, classes: Tensor, rate_weight: float = RATE_WEIGHT) -> tuple[Tensor, Tensor]:
+    def quantize(self, residuals: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Residuals [G, 4] (fixed point, any float) and classes [G] -> symbols [G, 4] int and reconstruction [G, 4].
 
-        Symbol rows hold 4 / d symbols, then zeros. A symbol minimises squared error (in steps) + rate_weight * bits.
+        Symbol rows hold 4 / d symbols, then zeros. A symbol minimises squared error (in steps) + RATE_WEIGHT * bits.
         """
         symbols = torch.zeros(residuals.shape, dtype=torch.long, device=residuals.device)
         decoded = torch.zeros_like(residuals)
@@ -103,22 +103,22 @@ class Codebooks:
             if len(self.bits[c]) == 1:
                 decoded[rows] = self.codewords[c].repeat(1, GROUP // dimension).expand(len(rows), -1)
                 continue
-            chosen, values = self.nearest(c, vectors, rate_weight)
+            chosen, values = self.nearest(c, vectors)
             symbols[rows[:, None], torch.arange(GROUP // dimension, device=rows.device)] = chosen.view(len(rows), -1)
             decoded[rows] = values.view(-1, GROUP)
         return symbols, decoded
 
-    def nearest(self, c: int, vectors: Tensor, rate_weight: float) -> tuple[Tensor, Tensor]:
+    def nearest(self, c: int, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols [n] and reconstructions [n, d] of vectors [n, d] in class c."""
         codewords, bits = self.codewords[c], self.bits[c]
         cost = torch.addmm(
-            codewords.square().sum(dim=1) + rate_weight * UNIT**2 * bits[:-1], vectors, codewords.T, alpha=-2
+            codewords.square().sum(dim=1) + RATE_WEIGHT * UNIT**2 * bits[:-1], vectors, codewords.T, alpha=-2
         )
         best, chosen = cost.min(dim=1)
         best += vectors.square().sum(dim=1)
         steps = torch.round(vectors / UNIT).clamp(-ESCAPE_MAX, ESCAPE_MAX)
         escaped_bits = bits[-1] + self.escape_bits[steps.long() + ESCAPE_MAX].sum(dim=1)
-        escaped = (vectors - steps * UNIT).square().sum(dim=1) + rate_weight * UNIT**2 * escaped_bits < best
+        escaped = (vectors - steps * UNIT).square().sum(dim=1) + RATE_WEIGHT * UNIT**2 * escaped_bits < best
         chosen = torch.where(escaped, len(codewords), chosen)
         return chosen, torch.where(escaped[:, None], steps * UNIT, codewords[chosen.clamp(max=len(codewords) - 1)])
 

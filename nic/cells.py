@@ -5,28 +5,25 @@ import torch
 from torch import Tensor
 
 from nic.bitstream.entropy import Decoder, Encoder, Tables
-from nic.models.prior import GROUP, LATENT_MAX, STEPS, UNIT, grouped, step_mask
+from nic.models.prior import GROUP, LATENT_MAX, UNIT
 from nic.models.store import Model
-from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, RATE_WEIGHT
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 
 __all__ = ["decode_cell", "encode_cell"]
 
 
-def encode_cell(
-    model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float, rate_weight: float = RATE_WEIGHT
-) -> tuple[bytes, Tensor]:
+def encode_cell(model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float) -> tuple[bytes, Tensor]:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
 
     quality: 0 to 63 in quarters. Returns the payload and the latents that a decoder will have, fixed point.
     """
     height, width = y.shape[2:]
-    masks = [step_mask(step, model.prior.latent // GROUP, height, width, y.device) for step in range(STEPS)]
-    targets = [grouped(z * UNIT).flatten(1, 3)] + [grouped(y * UNIT)[:, mask] for mask in masks]
+    targets = model.prior.targets(y, z)
     encoder = Encoder(tables)
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
         target = targets[stage].to(means.dtype).clamp(-LATENT_MAX, LATENT_MAX)
-        chosen, decoded = model.codebooks.quantize((target - means)[0], scale_classes[0].long(), rate_weight)
+        chosen, decoded = model.codebooks.quantize((target - means)[0], scale_classes[0].long())
         symbols = chosen.cpu().numpy().astype(np.int32)
         classes = scale_classes[0].cpu().numpy().astype(np.uint8)
         encoder.put(*in_file_order(model, symbols, classes))

@@ -18,7 +18,7 @@ from torch import Tensor
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma
 from nic.models.config import ImageConfig
-from nic.models.prior import CLASSES, GROUP, QUALITY_LEVELS, STEPS, UNIT, Prior, grouped, step_mask
+from nic.models.prior import CLASSES, GROUP, QUALITY_LEVELS, UNIT, Prior
 from nic.models.training.data import Photos, read_photos
 from nic.models.vq import ESCAPE_MAX, RATE_WEIGHT, TOTAL, Codebook, Codebooks
 
@@ -62,7 +62,7 @@ def gather(
         images = photos.crops(1, size)
         quality = torch.randint(QUALITY_LEVELS, (1,), device=device) / 4
         y = model.analysis(images, quality)
-        targets = stage_targets(prior, y * UNIT, model.hyper_analysis(y) * UNIT)
+        targets = prior.targets(y, model.hyper_analysis(y))
 
         def source(stage: int, means: Tensor, classes: Tensor, targets: list[Tensor] = targets) -> Tensor:
             residuals, flat = (targets[stage] - means)[0], classes[0].long()
@@ -76,13 +76,6 @@ def gather(
         height, width = y.shape[2:]
         prior.decode(height, width, quality, source)
     return [torch.cat(groups)[-SAMPLES_MAX:] if groups else torch.zeros(0, GROUP) for groups in kept]
-
-
-def stage_targets(prior: Prior, y: Tensor, z: Tensor) -> list[Tensor]:
-    """What each stage of ``Prior.decode`` has to code, fixed point [B, G, 4]."""
-    whole = grouped(z).flatten(1, 3)
-    masks = [step_mask(step, prior.latent // GROUP, *y.shape[2:], y.device) for step in range(STEPS)]
-    return [whole] + [grouped(y)[:, mask] for mask in masks]
 
 
 @dataclass
@@ -172,7 +165,7 @@ def count_symbols(books: Codebooks, samples: list[Tensor]) -> list[Tensor]:
         if len(book.frequencies) == 1 or len(samples[c]) == 0:
             counts.append(torch.zeros(len(book.frequencies)))
             continue
-        symbols = books.nearest(c, samples[c].reshape(-1, book.dimension), RATE_WEIGHT)[0]
+        symbols = books.nearest(c, samples[c].reshape(-1, book.dimension))[0]
         counts.append(torch.bincount(symbols, minlength=len(book.frequencies)).float())
     return counts
 
