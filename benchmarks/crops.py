@@ -7,11 +7,12 @@ import argparse
 from pathlib import Path
 
 import skimage.data
-from coders import at_size, decode, encode
-from metrics import psnr
 from PIL import Image, ImageDraw, ImageFont
 
-QUALITY = 35
+from nic.bench import codecs
+from nic.bench.metrics import psnr
+
+BPP = 0.36
 BOX = (150, 20, 342, 212)  # left, top, right, bottom of the detail, in pixels
 ZOOM = 2
 LABEL_HEIGHT = 44
@@ -22,13 +23,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent.parent / "docs" / "crops.png")
     arguments = parser.parse_args()
     original = Image.fromarray(skimage.data.astronaut())
-    compressed = encode(original, "nic", QUALITY)
-    _, jpeg = at_size(original, "JPEG", len(compressed))
     panels = [panel(original, "original", "uncompressed")]
-    for name, file in (("nic", compressed), ("JPEG", jpeg)):
-        decoded = decode(file)
+    for codec in (codecs.load("nic"), codecs.load("jpeg")):
+        _, file = codecs.at_rate(codec, original, BPP, {})
+        decoded = codec.decode(file, original.size)
         bpp = 8 * len(file) / (original.width * original.height)
-        panels.append(panel(decoded, name, f"{len(file):,} bytes, {bpp:.2f} bpp, {psnr(original, decoded):.1f} dB"))
+        note = f"{len(file):,} bytes, {bpp:.2f} bpp, {psnr(original, decoded):.1f} dB"
+        panels.append(panel(decoded, codec.label, note))
     arguments.output.parent.mkdir(exist_ok=True)
     side_by_side(panels).save(arguments.output, optimize=True)
 

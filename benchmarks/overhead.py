@@ -8,19 +8,23 @@ bytes: that is the target for what the container and the range coder may cost.
 
 import argparse
 import sys
+from datetime import date
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from coders import encode
 from PIL import Image
-from report import RESULTS, Row, provenance, write_csv
 from tqdm import tqdm
 
+import nic
 from nic import codec
+from nic.bench import codecs
+from nic.bench.measure import write_csv
+from nic.bench.results import Row
 from nic.bitstream.container import chunks
 from nic.bitstream.entropy import Decoder, ideal_bits
 
+RESULTS = Path(__file__).parent / "results"
 QUALITIES = (10, 30, 50, 70, 90)
 CODER_SHARE = 0.001
 CONTAINER_BYTES = 64
@@ -42,9 +46,10 @@ def main() -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="folder of PNG photographs")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
-    run = provenance()
+    run = {"version": codecs.load("nic").version, "date": date.today().isoformat()}
     jobs = [(path, quality) for path in sorted(arguments.images.glob("*.png")) for quality in QUALITIES]
     rows = [measure(path, quality) | run for path, quality in tqdm(jobs, unit="file")]
+    arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "overhead.csv", rows)
     for column, unit in (("coder_percent", "%"), ("coder_bytes", "bytes"), ("file_bytes_above", "bytes")):
         worst = max(rows, key=lambda row: row[column])
@@ -54,7 +59,7 @@ def main() -> None:
 
 def measure(path: Path, quality: int) -> Row:
     """Bytes of one file: ideal, payload of its cells, whole; and how far the latter two are above the first."""
-    data = encode(Image.open(path).convert("RGB"), "nic", quality)
+    data = nic.encode(Image.open(path).convert("RGB"), quality=quality)
     payload = sum(len(chunk.payload) for chunk in chunks(data) if chunk.tag == "CELL")
     ideal = ideal_bytes(data)
     return {

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from nic import __version__
+from nic.cli.bench import bench
 from nic.cli.codebook import codebook
 from nic.cli.compress import compress
 from nic.cli.decompress import decompress
@@ -66,7 +67,7 @@ def cli(debug: bool) -> None:
         warnings.simplefilter("ignore")  # stderr is for nic's own lines, not for those of its libraries
 
 
-for command in (compress, decompress, info, verify, models, train, codebook):
+for command in (compress, decompress, info, verify, models, train, codebook, bench):
     cli.add_command(command)
 
 

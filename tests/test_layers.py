@@ -14,6 +14,7 @@ ALLOWED = {
     "models": (("nic.models", "nic.errors"), {"numpy", "safetensors", "torch"}),
     "models/training": (("nic.models", "nic.errors"), {"PIL", "numpy", "safetensors", "torch"}),
     "nic": (("nic",), None),
+    "nic/bench": (("nic",), None),
     "cli": (("nic",), None),
 }
 FILES = [file for folder in ALLOWED for file in sorted((ROOT / folder).glob("*.py"))]

@@ -37,6 +37,6 @@ def test_wheel_holds_nic_alone(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"nic", f"nic-{nic.__version__}.dist-info"}
     for package, folder in FOLDERS.items():
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".safetensors", ".toml"):
+            if file.suffix in (".csv", ".jinja", ".py", ".safetensors", ".toml"):
                 assert "/".join([*package.split("."), *file.relative_to(ROOT / folder).parts]) in names
     assert "nic/py.typed" in names

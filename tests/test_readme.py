@@ -48,4 +48,4 @@ def test_exit_codes_are_those_of_the_command() -> None:
 
 
 def test_kodak_table_is_the_committed_result() -> None:
-    assert (ROOT / "benchmarks" / "results" / "kodak.md").read_text() in README
+    assert (ROOT / "benchmarks" / "results" / "kodak" / "table.md").read_text() in README

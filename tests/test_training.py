@@ -21,6 +21,7 @@ from nic.models.prior import ACTIVATION_MAX, STEPS, ExactConv, IntegerConv, step
 from nic.models.training import codebook
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.image import train
+from nic.models.training.widen import widened
 from nic.pixels import Picture
 
 CONFIG = """
@@ -130,6 +131,25 @@ def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageC
     selected = groups.repeat_interleave(4, 0)
     assert (hard[0][~selected] == 0).all()
     assert 0 < (hard - residual)[0][selected].square().mean() < residual[0][selected].square().mean()
+
+
+def test_a_run_starts_from_one_with_fewer_latents_and_other_rates(
+    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], data: Path, tmp_path: Path
+) -> None:
+    """Widened, a codec decodes to the same picture: at the same lambda, also where that is another quality."""
+    old = configs[0]
+    ratio = (old.lambda_max / old.lambda_min) ** (1 / 7)  # from one of the eight knots over quality to the next
+    new = dataclasses.replace(old, latent=48, lambda_max=old.lambda_max * ratio, lambda_min=old.lambda_min * ratio)
+    narrow, wide = ImageCodec(old), ImageCodec(new)
+    state = torch.load(checkpoint, weights_only=True)["average"]
+    narrow.load_state_dict(state)
+    wide.load_state_dict(widened(state, old, wide, new))
+    images = torch.from_numpy(skimage.data.chelsea()[:128, :192]).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        before, after = narrow(images, torch.tensor([27.0])), wide(images, torch.tensor([18.0]))
+    assert torch.allclose(before["images"], after["images"], atol=1e-4)
+    longer = train(new, configs[1], [data], tmp_path, minutes=0.05, start_from=checkpoint)
+    assert torch.load(longer, weights_only=True)["average"]["analysis.latent.weight"].shape == (48, 32, 1, 1)
 
 
 def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: Path) -> None:

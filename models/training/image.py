@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig, TrainConfig
 from nic.models.training.data import Photos, read_photos
+from nic.models.training.widen import widened
 from nic.models.transforms import QUALITY_INDICES
 from nic.models.vq import Codebooks
 
@@ -109,8 +110,8 @@ def train(
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint.
 
     ``run`` gets config.json, log.jsonl and last.pt; an unfinished run found there is resumed. ``start_from`` takes
-    the averaged weights of another run's checkpoint instead of fresh ones. With ``codebooks``, the synthesis learns
-    from latents that are vector-quantized as in coding, instead of rounded.
+    the averaged weights of another run's checkpoint instead of fresh ones; that codec may have fewer latents and other
+    rates. With ``codebooks``, the synthesis learns from latents that are vector-quantized as in coding, not rounded.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -126,7 +127,8 @@ def train(
     model.start_from_dct()
     model.codebooks = codebooks.to(where) if codebooks else None
     if start_from:
-        model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
+        start = torch.load(start_from, map_location=where, weights_only=True)
+        model.load_state_dict(widened(start["average"], ImageConfig(**start["config"]), model, config))
     average, step, spent = Average(model, options.ema), 0, 0.0
     checkpoint = run / "last.pt"
     if checkpoint.exists():

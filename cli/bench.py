@@ -1,0 +1,131 @@
+"""nic bench."""
+
+from pathlib import Path
+
+import click
+
+from nic.cli.files import report
+from nic.errors import BadInput, UsageError
+
+__all__ = ["bench"]
+
+SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
+
+
+@click.command(short_help="Compare nic with other codecs on your pictures.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="IMAGES...")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the report into FOLDER; what it already holds is not measured again.",
+)
+@click.option(
+    "--codecs", "names", callback=_names, metavar="A,B,...", help="Codecs to compare.  [default: all that are there]"
+)
+@click.option(
+    "--metrics",
+    callback=_names,
+    metavar="A,B,...",
+    help="Of psnr, ms_ssim, ms_ssim_db, lpips, dists, ssimulacra2.  [default: all]",
+)
+@click.option(
+    "--metric-weights",
+    "weights",
+    envvar="NIC_METRIC_WEIGHTS",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder with alexnet*.pth and vgg16*.pth for LPIPS and DISTS, instead of torchvision's download; also"
+    " $NIC_METRIC_WEIGHTS.",
+)
+@click.option(
+    "--at",
+    "targets",
+    multiple=True,
+    type=click.FloatRange(0, min_open=True),
+    default=(0.25,),
+    show_default=True,
+    metavar="BPP",
+    help="Show the pictures at this rate in the report. Repeatable.",
+)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Pictures at a time, one thread each.  [default: one a core]",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Take speed as the median of N runs; 0: do not measure it.",
+)
+@click.option("--quick", is_flag=True, help="Three pictures, cut to 512x512, fewer settings and metrics: two minutes.")
+@click.option(
+    "--published/--no-published",
+    default=None,
+    help="Draw published curves on Kodak's photographs.  [default: only if IMAGES are these]",
+)
+def bench(
+    images: tuple[Path, ...],
+    folder: Path,
+    names: tuple[str, ...] | None,
+    metrics: tuple[str, ...] | None,
+    weights: Path | None,
+    targets: tuple[float, ...],
+    jobs: int | None,
+    runs: int,
+    quick: bool,
+    published: bool | None,
+) -> None:
+    """Measure rate and distortion of nic and other codecs on IMAGES (files or folders), and write a report.
+
+    \b
+    nic bench photos -o report
+    nic bench photos --codecs nic,jpeg,avif,jxl --quick -o report
+
+    FOLDER/report.html has the plots, tables, and the pictures side by side; the CSV files beside it have every figure.
+    """
+    try:
+        from nic.bench import codecs, suite
+    except ImportError as error:
+        raise UsageError(
+            f"nic bench needs more packages ({error.name} is missing): pip install 'nic[bench]'"
+        ) from error
+
+    paths = [path for image in images for path in _files(image)]
+    options = suite.Options(
+        codecs=names or codecs.NAMES,
+        metrics=metrics,
+        weights=weights,
+        targets=tuple(dict.fromkeys(targets)),
+        jobs=jobs or suite.cores(),
+        runs=runs,
+        quick=quick,
+        published=published,
+    )
+    results = suite.run(paths, folder, options, lambda line: report(f"nic: {line}"))
+    click.echo((folder / suite.TABLE).read_text(), nl=False)
+    click.echo(f"{folder / 'report.html'}")
+    if results.failed:
+        click.get_current_context().exit(BadInput.exit_code)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the pictures in a folder."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not found:
+        raise BadInput(f"{path}: no picture in it has one of the suffixes {' '.join(sorted(SUFFIXES))}")
+    return found
