@@ -53,7 +53,7 @@ def means(points: list[Row], labels: dict[str, str]) -> list[Row]:
 
 def mean(values: list[float | None]) -> float | None:
     """Of all values; None where one is missing."""
-    return None if None in values else round(fmean(values), 6)  # type: ignore[type-var]
+    return None if None in values else round(fmean(values), 6)
 
 
 def decibels(ms_ssim: float | None) -> float | None:

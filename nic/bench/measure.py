@@ -4,7 +4,7 @@ import csv
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import nic
 from nic.bench import codecs
 from nic.bench.metrics import METRICS, Meter
 from nic.bench.results import Row
+from nic.bitstream.container import chunks
 from nic.errors import BadInput
 from nic.pixels import load, to_pil
 
@@ -170,7 +170,7 @@ def measure_file(
 ) -> tuple[Row, Image.Image]:
     decoded = codec.decode(data, image.size)
     values = meter.measure(image, decoded)
-    chunks = nic.info(data)["chunks"] if codec.name.startswith("nic") else []
+    parts = chunks(data) if codec.name.startswith("nic") else ()
     row = dict.fromkeys(COLUMNS) | {
         "image": source.name,
         "image_hash": source.hash,
@@ -181,7 +181,7 @@ def measure_file(
         "bytes": len(data),
         "bpp": round(8 * len(data) / (image.width * image.height), 6),
         **{name: round(value, 6) if math.isfinite(value) else value for name, value in values.items()},
-        "chunks": " ".join(f"{chunk['tag']} {chunk['bytes']}" for chunk in chunks),
+        "chunks": " ".join(f"{part.tag} {len(part.payload)}" for part in parts),
         "version": codec.version,
         "date": date.today().isoformat(),
     }
@@ -193,19 +193,18 @@ def crop_path(plan: Plan, source: Source, target: float | None = None, codec: st
     return plan.folder / "crops" / name
 
 
-def crop_rows(sources: Sequence[Source], points: Iterable[Row], labels: dict[str, str], plan: Plan) -> list[Row]:
+def crop_rows(sources: Sequence[Source], points: Sequence[Row], labels: dict[str, str], plan: Plan) -> list[Row]:
     """The pictures of the report: image, target, codec, label, bpp, psnr, lpips, file."""
-    by_image = {source.hash: source for source in sources}
-    rows = []
-    aimed = [row for row in points if row["target"] in plan.targets]
+    rows: list[Row] = []
     for source in sources:
         for target in plan.targets:
             original = {"codec": "original", "label": "original", "bpp": None, "psnr": None, "lpips": None}
             rows.append({"image": source.name, "target": target, **original, "file": crop_path(plan, source)})
-            for row in (row for row in aimed if row["image_hash"] == source.hash and row["target"] == target):
-                file = crop_path(plan, by_image[row["image_hash"]], target, row["codec"])
-                columns = {name: row[name] for name in ("image", "target", "codec", "bpp", "psnr", "lpips")}
-                rows.append(columns | {"label": labels[row["codec"]], "file": file})
+            for row in points:
+                if (row["image_hash"], row["target"]) == (source.hash, target):
+                    columns = {name: row[name] for name in ("image", "target", "codec", "bpp", "psnr", "lpips")}
+                    file = crop_path(plan, source, target, row["codec"])
+                    rows.append(columns | {"label": labels[row["codec"]], "file": file})
     return [row for row in rows if row["file"].exists()]
 
 

@@ -23,7 +23,7 @@ PAPER = "#ffffff"
 NIC = "#d55e00"
 # The other colours of Okabe and Ito, "Color Universal Design", 2008, that are seen on white, and three more. Their
 # number and that of the markers, and of the dashes, have no common divisor, so that pairs repeat late.
-COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#7b5cc4", "#56b4e9", "#a6611a", "#7f7f7f")
+COLOURS = ("#a6611a", "#009e73", "#cc79a7", "#e69f00", "#7b5cc4", "#56b4e9", "#0072b2", "#7f7f7f")
 MARKERS = ("s", "^", "D", "v", "P", "X", "<")
 DASHES = ((4, 1.5), (1.2, 1.2), (7, 2), (5, 1.5, 1.2, 1.5), (8, 1.5, 1.2, 1.5, 1.2, 1.5))
 RATES = (0.05, 2.0)  # bpp: where the axis ends, unless measured curves end earlier, or start elsewhere

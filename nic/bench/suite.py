@@ -192,8 +192,8 @@ def commit() -> str:
     if not git:
         return ""
     where = {"cwd": Path(nic.__file__).parent, "capture_output": True, "text": True}
-    head = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], **where)  # type: ignore[call-overload]
-    dirty = subprocess.run([git, "status", "--porcelain"], **where)  # type: ignore[call-overload]
+    head = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], **where)
+    dirty = subprocess.run([git, "status", "--porcelain"], **where)
     return head.stdout.strip() + "+" * bool(dirty.stdout.strip()) if head.returncode == 0 else ""
 
 

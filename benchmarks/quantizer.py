@@ -1,0 +1,177 @@
+"""What the vector quantizer and the integer prior cost or gain, on the same latents.
+
+    python benchmarks/quantizer.py CHECKPOINT WEIGHTS --data TRAIN -o benchmarks/results
+
+CHECKPOINT is what WEIGHTS was fitted from. Photographs of the validation split are coded in five ways; rates are ideal
+code lengths, hyper-latents included. Writes quantizer.csv and prints BD-rates.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+from unittest import mock
+
+import bjontegaard
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nic.bench.measure import write_csv
+from nic.bench.results import Row
+from nic.models import store
+from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
+from nic.models.config import ImageConfig
+from nic.models.prior import CLASSES, UNIT, Prior
+from nic.models.training.codebook import RECOUNTS, borrow, escape_table, gather, recount, to_frequencies
+from nic.models.training.data import Photos, read_photos
+from nic.models.vq import TOTAL, Codebook, Codebooks
+
+RESULTS = Path(__file__).parent / "results"
+QUALITIES = (0, 12, 24, 36, 48, 60)
+# residuals [n, 4] and scale classes [n] -> reconstructions [n, 4] in fixed point, and their bits
+Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, float]]
+COMPARED = (
+    ("integer prior", "float prior", "what integerising the prior costs"),
+    ("scalar tables", "integer prior", "counted tables instead of Gaussians"),
+    ("scalar, rate-distortion optimised", "scalar tables", "choosing by rate and distortion"),
+    ("vector", "scalar tables", "vectors against rounding"),
+    ("vector", "scalar, rate-distortion optimised", "vectors against rate-distortion optimised scalars"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS")
+    parser.add_argument(
+        "--data", type=Path, action="append", required=True, help="training photographs, as in nic train"
+    )
+    parser.add_argument("--photos", type=int, default=16, help="validation photographs [%(default)s]")
+    parser.add_argument("--crops", type=int, default=200, help="crops that scalar tables are counted on [%(default)s]")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    state = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
+    model = ImageCodec(ImageConfig(**state["config"])).to(memory_format=torch.channels_last).eval()
+    model.load_state_dict(state["average"])
+    photos = read_photos(arguments.data, "val")[: arguments.photos]
+    ways = quantizers(
+        model, arguments.weights, Photos(read_photos(arguments.data), torch.device("cpu")), arguments.crops
+    )
+    run = {"photos": len(photos), "weights": arguments.weights.name, "date": date.today().isoformat()}
+    rows = [
+        {"way": way, "quality": quality} | measure(model, prior, quantizer, photos, quality, weight) | run
+        for way, (prior, quantizer, weight) in tqdm(ways.items(), unit="way")
+        for quality in QUALITIES
+    ]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_csv(arguments.output / "quantizer.csv", rows)
+    for test, anchor, what in COMPARED:
+        print(f"{bd_rate(rows, anchor, test):+6.2f} %  {test} against {anchor}: {what}")
+
+
+@torch.no_grad()
+def quantizers(
+    model: ImageCodec, weights: Path, photos: Photos, crops: int
+) -> dict[str, tuple[Prior, Quantizer, float | None]]:
+    """The five ways: prior, quantizer, and the rate weight where it is not the codebooks' own."""
+    integer = model.prior.to_integer()
+    counted = scalar_tables(gather(model, integer, photos, None, crops))
+    chosen = counted
+    samples = gather(model, integer, photos, chosen, crops)
+    for _ in range(RECOUNTS):
+        chosen = recount(chosen, samples)
+    return {
+        "float prior": (model.prior, gaussian, None),
+        "integer prior": (integer, gaussian, None),
+        "scalar tables": (integer, tables(counted), 0.0),
+        "scalar, rate-distortion optimised": (integer, tables(chosen), None),
+        "vector": (integer, tables(store.read_codebooks(weights)), None),
+    }
+
+
+def scalar_tables(samples: list[Tensor]) -> Codebooks:
+    """Whole steps as codewords of every class, with the frequencies of rounded samples [n, 4] (fixed point)."""
+    books = []
+    for c in range(CLASSES):
+        steps, counts = torch.round(borrow(samples, c)).flatten().unique(return_counts=True)
+        used = counts > 1
+        codewords = (steps[used, None] * UNIT).int()
+        frequencies = to_frequencies(torch.cat([counts[used].float(), torch.tensor([0.5])]))
+        books.append(Codebook(codewords, frequencies if len(codewords) > 1 else torch.tensor([TOTAL])))
+    return Codebooks(books, escape_table())
+
+
+def gaussian(residuals: Tensor, classes: Tensor) -> tuple[Tensor, float]:
+    """Rounding to whole steps, which are coded with the probabilities of a Gaussian."""
+    steps = torch.round(residuals / UNIT)
+    return steps * UNIT, gaussian_bits(steps, class_sigma(classes)[:, None]).sum().item()
+
+
+def tables(books: Codebooks) -> Quantizer:
+    def quantize(residuals: Tensor, classes: Tensor) -> tuple[Tensor, float]:
+        classes = classes.long()
+        symbols, decoded = books.quantize(residuals, classes)
+        bits = 0.0
+        for c in classes.unique().tolist():
+            book, mine = books.books[c], classes == c
+            if len(book.frequencies) > 1:
+                sent = symbols[mine, : 4 // book.dimension]
+                bits += book.bits[sent].sum().item()
+                escaped = decoded[mine].view(-1, book.dimension)[sent.flatten() == len(book.codewords)]
+                bits += books.escape_bits[(escaped / UNIT).long() + len(books.escape) // 2].sum().item()
+        return decoded, bits
+
+    return quantize
+
+
+@torch.no_grad()
+def measure(
+    model: ImageCodec,
+    prior: Prior,
+    quantizer: Quantizer,
+    photos: list[np.ndarray],
+    quality: float,
+    rate_weight: float | None,
+) -> Row:
+    """Mean bpp and PSNR of photographs, cropped to multiples of 64."""
+    bpps, psnrs = [], []
+    for photo in photos:
+        height, width = (side // 64 * 64 for side in photo.shape[:2])
+        pixels = torch.from_numpy(photo[None, :height, :width]).permute(0, 3, 1, 2).float() / 255
+        q = torch.tensor([float(quality)])
+        y = model.analysis(pixels, q)
+        targets = prior.targets(y, model.hyper_analysis(y))
+        bits = [0.0]
+
+        def source(
+            stage: int, means: Tensor, classes: Tensor, targets: list[Tensor] = targets, bits: list[float] = bits
+        ) -> Tensor:
+            decoded, spent = quantizer((targets[stage] - means)[0], classes[0])
+            bits[0] += spent
+            return decoded[None]
+
+        # For plain rounding, the nearest codeword whatever its bits.
+        weight = mock.patch("nic.models.vq.RATE_WEIGHT", rate_weight) if rate_weight is not None else mock.MagicMock()
+        with weight:
+            latents = prior.decode(*y.shape[2:], q, source)
+        mse = (model.synthesis(latents / UNIT, q).clamp(0, 1) - pixels).square().mean().item()
+        bpps.append(bits[0] / (height * width))
+        psnrs.append(-10 * math.log10(mse))
+    return {"bpp": round(fmean(bpps), 5), "psnr": round(fmean(psnrs), 4)}
+
+
+def bd_rate(rows: list[Row], anchor: str, test: str) -> float:
+    curves = [[(row["bpp"], row["psnr"]) for row in rows if row["way"] == way] for way in (anchor, test)]
+    (rates_a, psnrs_a), (rates_t, psnrs_t) = (map(np.array, zip(*curve, strict=True)) for curve in curves)
+    return float(
+        bjontegaard.bd_rate(rates_a, psnrs_a, rates_t, psnrs_t, "pchip", require_matching_points=False, min_overlap=0)
+    )
+
+
+if __name__ == "__main__":
+    main()
