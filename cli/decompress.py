@@ -6,8 +6,19 @@ from pathlib import Path
 import click
 
 from nic.cli.files import check_target, for_each, plan, read, report, write
+from nic.errors import BadFile, Concealed
 
 __all__ = ["decompress"]
+
+
+def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        left, top, width, height = map(int, text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not X,Y,W,H: four whole numbers") from None
+    return left, top, width, height
 
 
 @click.command(short_help="Decompress .nic files into PNG, JPEG, WebP, ...")
@@ -19,15 +30,28 @@ __all__ = ["decompress"]
     metavar="NAME",
     help="png, tif, webp, avif, jpg, bmp or ppm.  [default: by OUT's suffix; png with -o or to stdout]",
 )
+@click.option(
+    "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."
+)
+@click.option("--partial", is_flag=True, help="Decode what there is of a file that was cut off.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @click.option("--quiet", is_flag=True, help="Report problems only.")
 def decompress(
-    paths: tuple[str, ...], folder: str | None, format_name: str | None, device: str, force: bool, quiet: bool
+    paths: tuple[str, ...],
+    folder: str | None,
+    format_name: str | None,
+    crop: tuple[int, int, int, int] | None,
+    partial: bool,
+    device: str,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Decompress the .nic file IN into the picture OUT; - is stdin or stdout.
 
     PNG, TIFF and WebP are written losslessly, JPEG and AVIF at quality 95. PNG and TIFF keep 16 bits a sample.
+
+    Of a damaged file, what is intact is decoded and the rest filled in smoothly, with a warning and exit code 7.
     """
     from nic import codec
     from nic.pixels import output_format, save
@@ -41,12 +65,17 @@ def decompress(
     def decompress_one(source: str) -> None:
         target = targets[source]
         check_target(target, force)
-        picture = codec.decompress(read(source), device=device)
+        result = codec.recover(read(source), crop=crop, device=device)
+        if result.truncated and not partial:
+            raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
         file = BytesIO()
-        save(picture, file, format)
+        save(result.picture, file, format)
         write(target, file.getvalue())
+        if result.problems:
+            more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
+            raise Concealed(f"{result.problems[0]}{more}; {result.concealed} cells of {target} are filled in")
         if not quiet:
-            height, width, _ = picture.pixels.shape
+            height, width, _ = result.picture.pixels.shape
             report(f"{source} -> {target}  {width}x{height}")
 
     for_each(targets, decompress_one)

@@ -33,6 +33,7 @@ Exit codes:
   4    a .nic file is damaged, truncated, or no .nic file
   5    a .nic file needs a newer nic, or a model that is not installed
   6    an output exists (use --force), or cannot be written
+  7    a damaged .nic file was decoded, its lost parts filled in
   130  interrupted
 Of several files, a failed one does not stop the rest; the first failure decides the exit code.
 """

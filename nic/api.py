@@ -44,15 +44,18 @@ def encode(
     return compress(load(image), quality=quality, bpp=bpp, size=size, psnr=psnr, effort=effort, device=device).data
 
 
-def decode(data: bytes, *, device: str = "auto") -> Image.Image:
+def decode(data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto") -> Image.Image:
     """The picture in the bytes of a .nic file, with icc_profile, exif and xmp in its `info`.
 
+    crop: left, top, width and height in pixels of the part that is wanted; nothing else is decoded.
+
     Its mode is L, LA, RGB, RGBA or, for 16-bit grey, I;16; Pillow cannot hold other 16-bit pictures, so they come as
-    8 bits. Raises BadFile for damage, UnsupportedFile for files of a newer nic.
+    8 bits. Raises BadFile for damage, UnsupportedFile for files of a newer
+    nic.
     """
     from nic.codec import decompress
 
-    return to_pil(decompress(data, device=device))
+    return to_pil(decompress(data, crop=crop, device=device))
 
 
 def info(data: bytes) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import bisect
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,24 +11,34 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from nic.bitstream.container import NicFile, pack, unpack
+from nic.bitstream.container import NicFile, Salvaged, pack, salvage, unpack
 from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import decode_cell, encode_cell
+from nic.conceal import conceal
 from nic.effort import ITERATIONS, Coded, refine
 from nic.errors import BadFile, UsageError
 from nic.models import store
-from nic.models.prior import CELL, UNIT
+from nic.models.prior import UNIT
 from nic.models.transforms import lambda_of
 from nic.pixels import Picture
+from nic.windows import (
+    LATENT,
+    Slices,
+    analyze,
+    cell_slices,
+    distortion_gradient,
+    grow,
+    halo,
+    latent_grid,
+    meet,
+    synthesize,
+)
 
-__all__ = ["Encoded", "compress", "decompress", "load_model", "verify"]
+__all__ = ["Crop", "Encoded", "Recovered", "compress", "decompress", "load_model", "recover", "verify"]
 
-LATENT = 16  # pixels a side of a latent
-PADDING = 64  # pictures are padded to multiples of this many pixels
-Slices = tuple[slice, slice]  # rows and columns
+Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
 LEVELS = 252  # highest quality level: quarters of a quality index
 
 
@@ -39,6 +49,16 @@ class Encoded:
     data: bytes
     quality: float
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What is left of a damaged file: ``problems`` in one line each, and how many cells had to be concealed."""
+
+    picture: Picture
+    problems: tuple[str, ...]
+    concealed: int
+    truncated: bool
 
 
 def compress(
@@ -79,15 +99,50 @@ def compress(
     return Encoded(encoder.encode(level)[0], level / LEVELS * 100, note)
 
 
-def decompress(data: bytes, *, device: str = "auto") -> Picture:
-    """The picture in a .nic file; raises BadFile, UnsupportedFile or UnknownModel."""
+def decompress(data: bytes, *, crop: Crop | None = None, device: str = "auto") -> Picture:
+    """The picture in a .nic file, or a part of it; raises BadFile, UnsupportedFile or UnknownModel.
+
+    Of a part, only the cells that it depends on are decoded. Raises UsageError for a part outside the picture.
+    """
     file = unpack(data)
+    return assemble(file, dict(enumerate(file.cells)), crop, device)[0]
+
+
+def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto") -> Recovered:
+    """What can be decoded of a damaged or cut .nic file; lost cells are filled smoothly from those around them.
+
+    Raises BadFile where even the header is lost, otherwise as ``decompress``.
+    """
+    file = salvage(data)
+    problems = list(file.problems)
+    picture, lost = assemble(file, file.cells, crop, device, problems)
+    return Recovered(picture, tuple(problems), lost, file.truncated)
+
+
+def assemble(
+    file: NicFile | Salvaged,
+    cells: Mapping[int, bytes],
+    crop: Crop | None,
+    device: str,
+    problems: list[str] | None = None,
+) -> tuple[Picture, int]:
+    """The picture or a part of it, and how many of its cells are concealed: none without ``problems`` to take down."""
     header = file.header
-    alpha = None if file.alpha is None else decode_alpha(file.alpha, header)
+    box = crop or (0, 0, header.width, header.height)
+    check_crop(box, header)
+    alpha = None
+    if file.alpha is not None:
+        try:
+            alpha = crop_array(decode_alpha(file.alpha, header), box)
+        except BadFile as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
     model = load_model(header.model_id, device)
-    images = synthesize(model, decode_latents(file, model), header.quality)
-    pixels = to_pixels(images, header)
-    return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b"")
+    latents, lost = decode_latents(header, cells, model, needed(model, header, box), problems)
+    conceal(latents, lost)
+    pixels = crop_pixels(model, latents, header, box)
+    return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b""), len(lost)
 
 
 def verify(data: bytes, *, device: str = "auto") -> None:
@@ -95,7 +150,8 @@ def verify(data: bytes, *, device: str = "auto") -> None:
     file = unpack(data)
     if file.alpha is not None:
         decode_alpha(file.alpha, file.header)
-    decode_latents(file, load_model(file.header.model_id, device))
+    model = load_model(file.header.model_id, device)
+    decode_latents(file.header, dict(enumerate(file.cells)), model)
 
 
 def load_model(wanted: bytes | str, device: str = "auto") -> store.Model:
@@ -124,7 +180,6 @@ class PictureEncoder:
         self.picture = picture
         self.model = model
         self.iterations = ITERATIONS[effort]
-        self.images = to_images(picture.pixels).to(model.device)
         self.alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
         self.tried: dict[int, tuple[bytes, Tensor]] = {}
 
@@ -139,15 +194,14 @@ class PictureEncoder:
         model, picture = self.model, self.picture
         height, width, channels = picture.pixels.shape
         quality = torch.tensor([level / 4], device=model.device)
-        y = model.analysis(self.images, quality)
-        z = model.hyper_analysis(y)
+        y, z = analyze(model, picture.pixels, quality)
         bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3  # MSE is over three colours
 
         def code(targets: Tensor) -> Coded:
             return code_cells(model, targets, z, level)
 
         def distortion(latents: Tensor) -> tuple[float, Tensor]:
-            return distortion_gradient(model, latents, self.images[:, :, :height, :width], level, bits_per_error)
+            return distortion_gradient(model, latents, picture.pixels, level, bits_per_error)
 
         coded = refine(code, distortion, y, self.iterations) if self.iterations else code(y)
         depth = 8 * picture.pixels.itemsize
@@ -160,7 +214,8 @@ class PictureEncoder:
 
     def psnr_at(self, level: int) -> float:
         file, latents = self.encode(level)
-        pixels = to_pixels(synthesize(self.model, latents, level), unpack(file).header)
+        height, width = self.picture.pixels.shape[:2]
+        pixels = crop_pixels(self.model, latents, unpack(file).header, (0, 0, width, height))
         error = (pixels.astype(np.float64) - self.picture.pixels) / np.iinfo(pixels.dtype).max
         return -10 * math.log10(max(float(np.square(error).mean()), 1e-12))
 
@@ -203,91 +258,80 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
     return Coded(tuple(cells), latents)
 
 
-def cell_slices(height: int, width: int) -> list[Slices]:
-    """The cells of a latent grid in raster order."""
-    rows, columns = ([slice(i, min(i + CELL, end)) for i in range(0, end, CELL)] for end in (height, width))
-    return [(row, column) for row in rows for column in columns]
-
-
 @torch.inference_mode()
-def decode_latents(file: NicFile, model: store.Model) -> Tensor:
-    """The latents [1, M, h, w] of all cells, in steps; each is a whole number of 64ths."""
-    height, width = (-(-side // PADDING) * (PADDING // LATENT) for side in (file.header.height, file.header.width))
-    slices = cell_slices(height, width)
-    cells = []
-    for cell, (rows, columns) in zip(file.cells, slices, strict=True):
+def decode_latents(
+    header: Header,
+    cells: Mapping[int, bytes],
+    model: store.Model,
+    region: Slices | None = None,
+    problems: list[str] | None = None,
+) -> tuple[Tensor, list[Slices]]:
+    """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths; and the cells that are lost.
+
+    cells: payloads by index in raster order. With a region of the grid, only cells that meet it are decoded, and what
+    is elsewhere is undefined. A cell that is not there or damaged raises BadFile, unless ``problems`` takes it down.
+    """
+    height, width = latent_grid(header)
+    latents, lost = None, []
+    for index, (rows, columns) in enumerate(cell_slices(height, width)):
+        if region and not (meet(rows, region[0]) and meet(columns, region[1])):
+            continue
         size = rows.stop - rows.start, columns.stop - columns.start
-        cells.append(decode_cell(model, entropy_tables(model), cell, *size, file.header.quality / 4))
-    latents = cells[0].new_empty(1, cells[0].shape[1], height, width)
-    for cell_latents, (rows, columns) in zip(cells, slices, strict=True):
-        latents[:, :, rows, columns] = cell_latents / UNIT
-    return latents
+        try:
+            if index not in cells:
+                raise BadFile(f"cell {index} is missing")
+            cell = decode_cell(model, entropy_tables(model), cells[index], *size, header.quality / 4)
+        except BadFile as error:
+            if problems is None:
+                raise
+            if index in cells:
+                problems.append(str(error))
+            lost.append((rows, columns))
+            continue
+        if latents is None:  # a false claim of a huge picture has failed before this
+            latents = cell.new_empty(1, cell.shape[1], height, width)
+        latents[:, :, rows, columns] = cell / UNIT
+    if latents is None:
+        raise BadFile(problems[0] if problems else "no cell is intact")
+    return latents, lost
 
 
-def windows(model: store.Model, height: int, width: int) -> Iterator[tuple[Slices, Slices]]:
-    """The cells of a latent grid, each with the latents around it that its pixels depend on."""
-    halo = model.config.deep_blocks + math.ceil(model.config.trunk_blocks / 2)
-    for inner in cell_slices(height, width):
-        sides = zip(inner, (height, width), strict=True)
-        rows, columns = (slice(max(0, s.start - halo), min(end, s.stop + halo)) for s, end in sides)
-        yield inner, (rows, columns)
+def check_crop(box: Crop, header: Header) -> None:
+    left, top, width, height = box
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > header.width or top + height > header.height:
+        raise UsageError(f"{width}x{height} at {left},{top} is not within the picture, {header.width}x{header.height}")
 
 
-def synthesize_window(model: store.Model, latents: Tensor, inner: Slices, outer: Slices, level: int) -> Tensor:
-    """The pixels of the cell ``inner``, from the latents ``outer`` around it."""
-    latents = latents.contiguous(memory_format=torch.channels_last)
-    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
-    rows, columns = (pixels(i, o.start) for i, o in zip(inner, outer, strict=True))
-    return images[:, :, rows, columns]
+def crop_region(box: Crop) -> Slices:
+    """The latents that cover a part of the picture."""
+    left, top, width, height = box
+    return slice(top // LATENT, -(-(top + height) // LATENT)), slice(left // LATENT, -(-(left + width) // LATENT))
 
 
-def pixels(latents: slice, origin: int = 0) -> slice:
-    """The pixels that a range of latents covers, counted from those of the latent ``origin``."""
-    return slice(LATENT * (latents.start - origin), LATENT * (latents.stop - origin))
+def needed(model: store.Model, header: Header, box: Crop) -> Slices:
+    """The latents on which the pixels of a part depend."""
+    return grow(crop_region(box), halo(model), *latent_grid(header))
 
 
-@torch.inference_mode()
-def synthesize(model: store.Model, latents: Tensor, level: int) -> Tensor:
-    """Latents [1, M, h, w], in steps -> images [1, 3, 16 h, 16 w] in [0, 1], window by window."""
-    height, width = latents.shape[2:]
-    images = latents.new_empty(1, 3, LATENT * height, LATENT * width)
-    for inner, outer in windows(model, height, width):
-        window = latents[:, :, outer[0], outer[1]]
-        images[:, :, pixels(inner[0]), pixels(inner[1])] = synthesize_window(model, window, inner, outer, level)
-    return images.clamp_(0, 1)
+def crop_pixels(model: store.Model, latents: Tensor, header: Header, box: Crop) -> np.ndarray:
+    """A part [height, width, channels] of the picture."""
+    left, top, width, height = box
+    rows, columns = crop_region(box)
+    images = synthesize(model, latents, header.quality, (rows, columns))
+    part = (left - LATENT * columns.start, top - LATENT * rows.start, width, height)
+    return crop_array(to_pixels(images, header.channels, header.bit_depth), part)
 
 
-def distortion_gradient(
-    model: store.Model, latents: Tensor, images: Tensor, level: int, weight: float
-) -> tuple[float, Tensor]:
-    """``weight`` times the squared error against images [1, 3, H, W], and its gradient in the latents [1, M, h, w]."""
-    total, gradient = 0.0, torch.zeros_like(latents)
-    for inner, outer in windows(model, *latents.shape[2:]):
-        original = images[:, :, pixels(inner[0]), pixels(inner[1])]
-        with torch.enable_grad():
-            window = latents[:, :, outer[0], outer[1]].clone().requires_grad_()
-            decoded = synthesize_window(model, window, inner, outer, level)
-            error = weight * (decoded[:, :, : original.shape[2], : original.shape[3]] - original).square().sum()
-            gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
-        total += error.item()
-    return total, gradient
+def crop_array(array: np.ndarray, box: Crop) -> np.ndarray:
+    left, top, width, height = box
+    return np.ascontiguousarray(array[top : top + height, left : left + width])
 
 
-def to_images(pixels: np.ndarray) -> Tensor:
-    """Pixels [H, W, C] -> images [1, 3, H', W'] float32 in [0, 1], padded to multiples of 64 by their last pixels."""
-    images = torch.from_numpy(pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).permute(2, 0, 1)[None]
-    bottom, right = (-side % PADDING for side in pixels.shape[:2])
-    images = F.pad(images.expand(-1, 3, -1, -1), (0, right, 0, bottom), mode="replicate")
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def to_pixels(images: Tensor, header: Header) -> np.ndarray:
-    """Images [1, 3, H', W'] in [0, 1] -> pixels [height, width, channels] uint8 or uint16, rounded."""
-    images = images[0, :, : header.height, : header.width]
-    if header.channels == 1:
-        images = images.mean(dim=0, keepdim=True)
-    levels = torch.round(images * (2**header.bit_depth - 1)).permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(levels.astype(np.uint8 if header.bit_depth == 8 else np.uint16))
+def to_pixels(images: Tensor, channels: int, bit_depth: int) -> np.ndarray:
+    """Images [1, 3, H, W] in [0, 1] -> pixels [H, W, channels] uint8 or uint16, rounded."""
+    image = images[0] if channels == 3 else images[0].mean(dim=0, keepdim=True)
+    levels = torch.round(image * (2**bit_depth - 1)).permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(levels.astype(np.uint8 if bit_depth == 8 else np.uint16))
 
 
 def encode_alpha(alpha: np.ndarray) -> bytes:

@@ -4,7 +4,16 @@ Every error that a user can cause or meet is a :class:`NicError` whose text is o
 and what to do about it. Anything else that escapes is a bug in nic.
 """
 
-__all__ = ["BadFile", "BadInput", "NicError", "OutputExists", "UnknownModel", "UnsupportedFile", "UsageError"]
+__all__ = [
+    "BadFile",
+    "BadInput",
+    "Concealed",
+    "NicError",
+    "OutputExists",
+    "UnknownModel",
+    "UnsupportedFile",
+    "UsageError",
+]
 
 
 class NicError(Exception):
@@ -45,3 +54,9 @@ class OutputExists(NicError):
     """The output exists (use --force), or cannot be written."""
 
     exit_code = 6
+
+
+class Concealed(NicError):
+    """A damaged .nic file was decoded, but parts of the picture are only filled in."""
+
+    exit_code = 7

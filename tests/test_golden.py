@@ -33,7 +33,8 @@ def source(name: str) -> np.ndarray:
 
 def latents_digest(data: bytes) -> str:
     file = unpack(data)
-    latents = codec.decode_latents(file, codec.load_model(file.header.model_id, "cpu"))
+    model = codec.load_model(file.header.model_id, "cpu")
+    latents, _ = codec.decode_latents(file.header, dict(enumerate(file.cells)), model)
     return hashlib.sha256((latents * UNIT).numpy().astype("<i4").tobytes()).hexdigest()
 
 

@@ -6,7 +6,7 @@ import skimage.data
 import torch
 
 import nic
-from nic import cells, codec
+from nic import cells, codec, windows
 from nic.bitstream.container import unpack
 from nic.bitstream.entropy import Encoder, ideal_bits
 from nic.errors import UsageError
@@ -45,18 +45,23 @@ def test_cells_decode_apart(photo: np.ndarray) -> None:
 
 
 def test_windows_give_what_the_whole_gives() -> None:
-    """Synthesis and its gradient, computed cell by cell, are those of the whole latent grid."""
+    """Analysis, synthesis and its gradient, computed cell by cell, are those of the whole picture."""
     model = codec.load_model("fidelity", "cpu")
-    torch.manual_seed(0)
-    latents = torch.round(2 * torch.randn(1, model.config.latent, 12, 80))
+    pixels = np.tile(skimage.data.chelsea()[:180], (1, 3, 1))[:, :1270]
     quality = torch.tensor([30.0])
+    everything = slice(0, 12), slice(0, 80)
+    images = windows.to_images(pixels, everything, torch.device("cpu"))
+    y, z = windows.analyze(model, pixels, quality)
+    with torch.no_grad():
+        assert torch.allclose(y, model.analysis(images, quality), atol=1e-3)
+        assert torch.allclose(z, model.hyper_analysis(y), atol=1e-3)
+    latents = torch.round(y)
     whole = model.synthesis(latents.requires_grad_(), quality)
-    images = torch.rand(1, 3, 180, 1270)
-    error = (whole[:, :, :180, :1270] - images).square().sum()
+    error = (whole - images)[:, :, :180, :1270].square().sum()
     (gradient,) = torch.autograd.grad(error, latents)
     latents = latents.detach()
-    assert torch.allclose(codec.synthesize(model, latents, 120), whole.detach().clamp(0, 1), atol=1e-4)
-    windowed_error, windowed_gradient = codec.distortion_gradient(model, latents, images, 120, 1.0)
+    assert torch.allclose(windows.synthesize(model, latents, 120), whole.detach().clamp(0, 1), atol=1e-4)
+    windowed_error, windowed_gradient = windows.distortion_gradient(model, latents, pixels, 120, 1.0)
     assert windowed_error == pytest.approx(float(error.detach()), rel=1e-4)
     assert torch.allclose(windowed_gradient, gradient, atol=1e-3 * float(gradient.abs().max()))
 

@@ -1,0 +1,163 @@
+"""The latent grid in pieces: cells, windows with all that they depend on, and the transforms window by window.
+
+The networks' memory is bounded by one window, whatever the picture's size, and windows give what the whole would.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nic.bitstream.header import Header
+from nic.models import store
+from nic.models.prior import CELL
+
+__all__ = [
+    "LATENT",
+    "PADDING",
+    "Slices",
+    "analyze",
+    "cell_slices",
+    "distortion_gradient",
+    "grow",
+    "halo",
+    "latent_grid",
+    "meet",
+    "synthesize",
+    "to_images",
+    "windows",
+]
+
+LATENT = 16  # pixels a side of a latent
+HYPER = 4  # latents a side of a hyper-latent
+PADDING = 64  # pictures are padded to multiples of this many pixels
+Slices = tuple[slice, slice]  # rows and columns
+
+
+def latent_grid(header: Header) -> tuple[int, int]:
+    """Rows and columns of latents."""
+    height, width = (-(-side // PADDING) * (PADDING // LATENT) for side in (header.height, header.width))
+    return height, width
+
+
+def cell_slices(height: int, width: int) -> list[Slices]:
+    """The cells of a latent grid in raster order."""
+    rows, columns = ([slice(i, min(i + CELL, end)) for i in range(0, end, CELL)] for end in (height, width))
+    return [(row, column) for row in rows for column in columns]
+
+
+def meet(a: slice, b: slice) -> bool:
+    return a.start < b.stop and b.start < a.stop
+
+
+def halo(model: store.Model) -> int:
+    """Latents around a position on which its pixels depend."""
+    return int(model.config.deep_blocks + math.ceil(model.config.trunk_blocks / 2))
+
+
+def grow(region: Slices, margin: int, height: int, width: int) -> Slices:
+    """A region of the latent grid with a margin on each side, as far as there are latents."""
+    rows, columns = (
+        slice(max(0, s.start - margin), min(end, s.stop + margin))
+        for s, end in zip(region, (height, width), strict=True)
+    )
+    return rows, columns
+
+
+def windows(
+    model: store.Model, height: int, width: int, region: Slices | None = None
+) -> Iterator[tuple[Slices, Slices]]:
+    """The cells of a latent grid, or their parts in a region, each with the latents around it that it depends on."""
+    for rows, columns in cell_slices(height, width):
+        if region:
+            rows, columns = (
+                slice(max(s.start, limit.start), min(s.stop, limit.stop))
+                for s, limit in zip((rows, columns), region, strict=True)
+            )
+        if rows.start < rows.stop and columns.start < columns.stop:
+            yield (rows, columns), grow((rows, columns), halo(model), height, width)
+
+
+def synthesize_window(model: store.Model, latents: Tensor, inner: Slices, outer: Slices, level: int) -> Tensor:
+    """The pixels of the cell ``inner``, from the latents ``outer`` around it."""
+    latents = latents.contiguous(memory_format=torch.channels_last)
+    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
+    rows, columns = (pixels(i, o.start) for i, o in zip(inner, outer, strict=True))
+    return images[:, :, rows, columns]
+
+
+def pixels(latents: slice, origin: int = 0) -> slice:
+    """The pixels that a range of latents covers, counted from those of the latent ``origin``."""
+    return slice(LATENT * (latents.start - origin), LATENT * (latents.stop - origin))
+
+
+@torch.inference_mode()
+def synthesize(model: store.Model, latents: Tensor, level: int, region: Slices | None = None) -> Tensor:
+    """Latents [1, M, h, w], in steps -> images [1, 3, 16 h, 16 w] in [0, 1], window by window; or those of a region."""
+    height, width = latents.shape[2:]
+    rows, columns = region or (slice(0, height), slice(0, width))
+    size = LATENT * (rows.stop - rows.start), LATENT * (columns.stop - columns.start)
+    images = latents.new_empty(1, 3, *size)
+    for inner, outer in windows(model, height, width, region):
+        window = latents[:, :, outer[0], outer[1]]
+        made = synthesize_window(model, window, inner, outer, level)
+        images[:, :, pixels(inner[0], rows.start), pixels(inner[1], columns.start)] = made
+    return images.clamp_(0, 1)
+
+
+@torch.inference_mode()
+def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4] of pixels [H, W, C], in steps."""
+    height, width = (-(-side // PADDING) * (PADDING // LATENT) for side in picture.shape[:2])
+    y = torch.empty(1, model.config.latent, height, width, device=model.device)
+    for inner, outer in windows(model, height, width):
+        latents = model.analysis(to_images(picture, outer, model.device), quality)
+        y[:, :, inner[0], inner[1]] = within(latents, inner, outer)
+    z = torch.empty(1, model.config.hyper, height // HYPER, width // HYPER, device=model.device)
+    for inner in cell_slices(height, width):
+        outer = grow(inner, HYPER, height, width)  # it depends on three latents around, and steps are HYPER wide
+        hyper = model.hyper_analysis(y[:, :, outer[0], outer[1]].contiguous(memory_format=torch.channels_last))
+        inner, outer = (tuple(slice(s.start // HYPER, s.stop // HYPER) for s in region) for region in (inner, outer))
+        z[:, :, inner[0], inner[1]] = within(hyper, inner, outer)
+    return y, z
+
+
+def within(window: Tensor, inner: Slices, outer: Slices) -> Tensor:
+    """The part ``inner`` of a window [1, C, h, w] that covers ``outer``."""
+    rows, columns = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+    return window[:, :, rows, columns]
+
+
+def to_images(picture: np.ndarray, region: Slices, device: torch.device) -> Tensor:
+    """The pixels [H, W, C] under a region of the latent grid as images [1, 3, h, w] float32 in [0, 1].
+
+    Beyond the picture, its last row and column go on.
+    """
+    rows, columns = (pixels(s) for s in region)
+    part = picture[rows, columns]
+    margins = (0, rows.stop - rows.start - part.shape[0]), (0, columns.stop - columns.start - part.shape[1]), (0, 0)
+    images = torch.from_numpy(np.pad(part, margins, mode="edge").astype(np.float32) / np.iinfo(picture.dtype).max)
+    images = images.permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
+    return images.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def distortion_gradient(
+    model: store.Model, latents: Tensor, picture: np.ndarray, level: int, weight: float
+) -> tuple[float, Tensor]:
+    """``weight`` times the squared error against pixels [H, W, C], and its gradient in the latents [1, M, h, w].
+
+    Pixels count in [0, 1] and in three colours.
+    """
+    total, gradient = 0.0, torch.zeros_like(latents)
+    for inner, outer in windows(model, *latents.shape[2:]):
+        height, width = (len(range(side)[pixels(s)]) for side, s in zip(picture.shape, inner, strict=False))
+        original = to_images(picture, inner, model.device)[:, :, :height, :width]
+        with torch.enable_grad():
+            window = latents[:, :, outer[0], outer[1]].clone().requires_grad_()
+            decoded = synthesize_window(model, window, inner, outer, level)
+            error = weight * (decoded[:, :, :height, :width] - original).square().sum()
+            gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
+        total += error.item()
+    return total, gradient

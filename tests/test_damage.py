@@ -1,0 +1,172 @@
+"""Damaged and cut files: what is intact is decoded exactly, the rest filled in and told; and parts of pictures."""
+
+from pathlib import Path
+
+import click.testing
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+import nic
+from nic import codec
+from nic.bitstream.container import SIGNATURE, chunks
+from nic.bitstream.fields import pack_varint
+from nic.cli.main import cli
+from nic.errors import BadFile, UsageError
+from nic.pixels import Picture
+
+CELL = 1024  # pixels a side
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """A photograph of two by three cells, the lower and right ones narrow: [1100, 2112, 3]."""
+    return np.tile(skimage.data.astronaut(), (3, 5, 1))[:1100, :2112].copy()
+
+
+@pytest.fixture(scope="module")
+def file(pixels: np.ndarray) -> bytes:
+    return codec.compress(Picture(pixels), quality=15, effort=1).data
+
+
+@pytest.fixture(scope="module")
+def whole(file: bytes) -> np.ndarray:
+    return codec.decompress(file).pixels
+
+
+def damage(file: bytes, cell: int) -> bytes:
+    """Flips a bit in the middle of a cell's payload."""
+    payload = [chunk.payload for chunk in chunks(file) if chunk.tag == "CELL"][cell]
+    offset = file.index(payload) + len(payload) // 2
+    return file[:offset] + bytes([file[offset] ^ 4]) + file[offset + 1 :]
+
+
+def run(*arguments: object) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(cli, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize("cell", range(6))
+def test_intact_cells_are_exact_and_the_lost_one_is_plausible(
+    cell: int, file: bytes, whole: np.ndarray, pixels: np.ndarray
+) -> None:
+    damaged = damage(file, cell)
+    with pytest.raises(BadFile):
+        codec.decompress(damaged)
+    result = codec.recover(damaged)
+    assert result.concealed == 1 and not result.truncated
+    assert "CRC" in result.problems[0]
+    top, left = CELL * (cell // 3), CELL * (cell % 3)
+    margin = 16 * 5  # of pixels that depend on latents of the lost cell
+    changed = (result.picture.pixels != whole).any(axis=2)
+    changed[max(0, top - margin) : top + CELL + margin, max(0, left - margin) : left + CELL + margin] = False
+    assert not changed.any()
+    lost = result.picture.pixels[top : top + CELL, left : left + CELL].astype(float)
+    original = pixels[top : top + CELL, left : left + CELL]
+    assert np.square(lost - original).mean() < 2 * original.var() + 500
+
+
+def test_intact_file_is_recovered_as_it_is(file: bytes, whole: np.ndarray) -> None:
+    result = codec.recover(file)
+    assert np.array_equal(result.picture.pixels, whole)
+    assert (result.problems, result.concealed, result.truncated) == ((), 0, False)
+
+
+def test_swapped_dropped_and_repeated_cells_are_found(file: bytes, whole: np.ndarray) -> None:
+    parts = raw_chunks(file)
+    places = [place for place, part in enumerate(parts) if part.startswith(b"CELL")]
+    first, second = places[:2]
+    swapped = [*parts[:first], parts[second], parts[first], *parts[second + 1 :]]
+    dropped = [part for place, part in enumerate(parts) if place != second]
+    repeated = [*parts[:second], parts[first], *parts[second:]]
+    for wrong, concealed in ((swapped, 0), (dropped, 1), (repeated, 0)):
+        data = SIGNATURE + b"".join(wrong)
+        with pytest.raises(BadFile):
+            codec.decompress(data)
+        result = codec.recover(data)
+        assert result.problems and result.concealed == concealed
+        assert concealed or np.array_equal(result.picture.pixels, whole)
+
+
+def raw_chunks(file: bytes) -> list[bytes]:
+    """The bytes of every chunk, with tag, length and CRC."""
+    parts, start = [], len(SIGNATURE)
+    for chunk in chunks(file):
+        end = start + 4 + len(pack_varint(len(chunk.payload))) + len(chunk.payload) + 4
+        parts.append(file[start:end])
+        start = end
+    return parts
+
+
+def test_alpha_is_left_out_where_it_is_damaged(photo: np.ndarray, ramp: np.ndarray) -> None:
+    file = codec.compress(Picture(photo, ramp), quality=15, effort=1).data
+    offset = file.index(b"IDAT") + 8
+    damaged = file[:offset] + bytes([file[offset] ^ 1]) + file[offset + 1 :]
+    result = codec.recover(damaged)
+    assert result.picture.alpha is None and result.problems and result.concealed == 0
+    assert np.array_equal(result.picture.pixels, codec.decompress(file).pixels)
+
+
+def test_command_tells_of_damage(file: bytes, tmp_path: Path) -> None:
+    source, target = tmp_path / "x.nic", tmp_path / "x.png"
+    source.write_bytes(damage(file, 1))
+    result = run("decompress", source, target)
+    assert result.exit_code == 7
+    assert "CRC" in result.stderr and "1 cells" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert Image.open(target).size == (2112, 1100)
+
+
+def test_cut_file_is_decoded_on_request(file: bytes, tmp_path: Path) -> None:
+    source, target = tmp_path / "x.nic", tmp_path / "x.png"
+    last = [chunk.payload for chunk in chunks(file) if chunk.tag == "CELL"][-1]
+    source.write_bytes(file[: file.index(last)])
+    result = run("decompress", source, target)
+    assert result.exit_code == 4 and "--partial" in result.stderr and not target.exists()
+    assert run("decompress", "--partial", source, target).exit_code == 7
+    assert Image.open(target).size == (2112, 1100)
+
+
+def test_nothing_is_made_of_nothing(photo: np.ndarray) -> None:
+    file = codec.compress(Picture(photo), quality=15, effort=1).data
+    with pytest.raises(BadFile):
+        codec.recover(damage(file, 0))
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 2112, 1100), (1000, 10, 50, 30), (1500, 1050, 612, 50), (3, 1023, 1, 1)])
+def test_crop_is_a_part_of_the_whole(crop: tuple[int, int, int, int], file: bytes, whole: np.ndarray) -> None:
+    left, top, width, height = crop
+    part = codec.decompress(file, crop=crop).pixels
+    difference = part.astype(int) - whole[top : top + height, left : left + width]
+    assert np.abs(difference).max() <= 1
+
+
+def test_crop_reads_only_the_cells_that_it_needs(file: bytes) -> None:
+    """Symbols of other cells may be wrong in a way that only decoding them would tell."""
+    model = codec.load_model("fidelity", "cpu")
+    file = codec.unpack(file)
+    cells = {index: b"" if index == 5 else cell for index, cell in enumerate(file.cells)}
+    codec.decode_latents(file.header, cells, model, codec.needed(model, file.header, (0, 0, 900, 900)))
+    with pytest.raises(BadFile):
+        codec.decode_latents(file.header, cells, model, codec.needed(model, file.header, (1500, 1050, 600, 50)))
+
+
+def test_crop_with_alpha(photo: np.ndarray, ramp: np.ndarray) -> None:
+    data = nic.encode(np.dstack([photo, ramp]), quality=15, effort=1)
+    image = nic.decode(data, crop=(5, 7, 20, 10))
+    assert image.size == (20, 10)
+    assert np.array_equal(np.asarray(image)[..., 3], ramp[7:17, 5:25])
+
+
+@pytest.mark.parametrize("crop", [(-1, 0, 5, 5), (0, 0, 0, 5), (2100, 0, 20, 20), (0, 1099, 1, 2)])
+def test_crop_outside_the_picture(crop: tuple[int, int, int, int], file: bytes) -> None:
+    with pytest.raises(UsageError, match="2112x1100"):
+        codec.decompress(file, crop=crop)
+
+
+def test_crop_on_the_command_line(file: bytes, tmp_path: Path) -> None:
+    source, target = tmp_path / "x.nic", tmp_path / "x.png"
+    source.write_bytes(file)
+    assert run("decompress", "--crop", "10,20,30,40", source, target).exit_code == 0
+    assert Image.open(target).size == (30, 40)
+    result = run("decompress", "--force", "--crop", "10,20,30", source, target)
+    assert result.exit_code == 2 and "X,Y,W,H" in result.stderr
