@@ -21,7 +21,7 @@ from nic import codec
 from nic.bench import codecs
 from nic.bench.measure import write_csv
 from nic.bench.results import Row
-from nic.bitstream.container import chunks
+from nic.bitstream.container import unpack
 from nic.bitstream.entropy import Decoder, ideal_bits
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,7 +60,7 @@ def main() -> None:
 def measure(path: Path, quality: int) -> Row:
     """Bytes of one file: ideal, payload of its cells, whole; and how far the latter two are above the first."""
     data = nic.encode(Image.open(path).convert("RGB"), quality=quality)
-    payload = sum(len(chunk.payload) for chunk in chunks(data) if chunk.tag == "CELL")
+    payload = sum(map(len, unpack(data).cells))
     ideal = ideal_bytes(data)
     return {
         "image": path.stem,

@@ -1,8 +1,10 @@
-"""A whole .nic file: the signature, then chunks of tag, length, payload and CRC-32 (FORMAT.md §3 to §5)."""
+"""A whole .nic file: the signature, then chunks of tag, length, payload and CRC-32 (FORMAT.md §3 to §5 and §10)."""
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nic.bitstream.fields import Reader, pack_varint
@@ -10,13 +12,20 @@ from nic.bitstream.header import Header, pack_header, unpack_header
 from nic.bitstream.limits import MAX_CHUNK_LENGTH, MAX_CHUNKS, MAX_METADATA_LENGTH
 from nic.errors import BadFile, BadInput, UnsupportedFile
 
-__all__ = ["SIGNATURE", "Chunk", "NicFile", "cell_grid", "chunks", "pack", "unpack"]
+__all__ = ["SIGNATURE", "Chunk", "NicFile", "Salvaged", "cell_grid", "chunks", "pack", "salvage", "unpack"]
 
 # As PNG's, each byte has its job: 0x89 shows a lost eighth bit and is no text, NIC is for people, CR LF and the last LF
 # show a conversion of line ends in either direction, 0x1A stops a DOS listing.
 SIGNATURE = b"\x89NIC\r\n\x1a\n"
 
 CELL_SIZE = 1024  # pixels a side: 64 latent positions of 16 pixels; padding the picture to 64 never adds a cell
+
+# The optional fields of NicFile by the tags of their chunks.
+BLOCKS = {"iccp": "icc", "exif": "exif", "xmpd": "xmp", "ALPH": "alpha"}
+
+KNOWN_TAGS = re.compile(rb"HEAD|iccp|exif|xmpd|ALPH|CELL|DONE")
+
+SEARCH = 8  # how many times a file's size `salvage` may run through CRC in vain
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class NicFile:
-    """What a file says. `cells` are entropy-coded, in raster order; the optional blocks are as the input had them."""
+    """What a file says. `cells` are the coder's words in raster order; the optional blocks are as in the input."""
 
     header: Header
     cells: tuple[bytes, ...]
@@ -60,7 +69,7 @@ def pack(file: NicFile) -> bytes:
             parts.append(_pack_chunk(tag, _deflate(tag, block)))
     if file.alpha is not None:
         parts.append(_pack_chunk("ALPH", file.alpha))
-    parts += [_pack_chunk("CELL", cell) for cell in file.cells]
+    parts += [_pack_chunk("CELL", pack_varint(index) + words) for index, words in enumerate(file.cells)]
     parts.append(_pack_chunk("DONE", b""))
     return b"".join(parts)
 
@@ -72,30 +81,64 @@ def unpack(data: bytes) -> NicFile:
     broken rules, UnsupportedFile for what only a newer nic can read.
     """
     stream = chunks(data)
-    head = next(stream)
-    if head.tag != "HEAD":
-        raise BadFile(f"the first chunk is {head.tag}, not HEAD")
-    header = unpack_header(head.payload)
-    blocks: dict[str, bytes] = {}
-    cells: list[bytes] = []
+    header = _read_head(next(stream))
+    contents = _Contents(header)
     for chunk in stream:
-        match chunk.tag:
-            case "CELL":
-                cells.append(chunk.payload)
-            case "iccp" | "exif" | "xmpd" | "ALPH":
-                if chunk.tag in blocks or cells:
-                    raise BadFile(f"chunk {chunk.tag} comes twice or after the first CELL")
-                blocks[chunk.tag] = chunk.payload if chunk.tag == "ALPH" else _inflate(chunk)
-            case "HEAD":
-                raise BadFile("a second HEAD chunk")
-            case "DONE":
-                pass
-            case _ if chunk.critical:
-                raise UnsupportedFile(f"chunk {chunk.tag} is unknown to this nic: install a newer nic")
-    rows, columns = cell_grid(header)
-    if len(cells) != rows * columns:
-        raise BadFile(f"{len(cells)} cells in the file, {rows * columns} in a picture of its size")
-    return NicFile(header, tuple(cells), blocks.get("iccp"), blocks.get("exif"), blocks.get("xmpd"), blocks.get("ALPH"))
+        contents.add(chunk)
+    cells = tuple(contents.cell(index) for index in range(contents.cell_count))
+    return NicFile(header, cells, **{name: contents.block(tag) for tag, name in BLOCKS.items()})
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    """What is intact in a file. The optional blocks are None also where they are damaged."""
+
+    header: Header
+    cells: dict[int, bytes]  # the coder's words, by the cell's index
+    problems: tuple[str, ...]  # one line each; there are none if and only if `unpack` accepts the file
+    truncated: bool  # no intact DONE was reached
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    alpha: bytes | None = None
+
+
+def salvage(data: bytes) -> Salvaged:
+    """What is intact in a file that may be damaged or cut; for an intact file, what `unpack` gives.
+
+    After damage it goes on at the next intact chunk of a known tag, until an intact DONE or the HEAD of another file.
+    Of chunks that come twice it keeps one if they are equal, else none. Cells are intact as far as their CRC tells.
+
+    At most SEARCH + 2 = 10 times the size of `data` run through CRC, however hostile it is; memory is as for `unpack`.
+    Raises BadFile if the signature or HEAD is not intact, and UnsupportedFile as `unpack` does.
+    """
+    stream = _scan(data)
+    head = next(stream)
+    if isinstance(head, BadFile):
+        raise head
+    header = _read_head(head)
+    contents, problems, truncated = _Contents(header), list[str](), True
+    for found in stream:
+        if isinstance(found, BadFile):
+            problems.append(str(found).rpartition(": ")[2])  # without "truncated: "
+        elif found.tag == "HEAD" and found.payload != head.payload:
+            problems.append("the HEAD of another picture follows; nothing is read from there on")
+            break
+        else:
+            truncated = found.tag != "DONE"
+            with _noted(problems):
+                contents.add(found)
+    blocks = dict[str, bytes | None]()
+    for tag, name in BLOCKS.items():
+        with _noted(problems):
+            blocks[name] = contents.block(tag)
+        if blocks.get(name) is None and any(f"chunk {tag} " in problem for problem in problems):
+            problems.append(f"{name} is damaged")
+    cells = dict[int, bytes]()
+    for index in range(contents.cell_count):
+        with _noted(problems):
+            cells[index] = contents.cell(index)
+    return Salvaged(header, cells, tuple(problems), truncated, **blocks)
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:
@@ -103,18 +146,123 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 
     Raises BadFile for a wrong signature, truncation, a CRC mismatch, an impossible tag or length, or bytes after DONE.
     """
+    for found in _scan(data):
+        if isinstance(found, BadFile):
+            raise found
+        yield found
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Takes down a BadFile in `problems`."""
+    try:
+        yield
+    except BadFile as error:
+        problems.append(str(error))
+
+
+def _read_head(head: Chunk) -> Header:
+    if head.tag != "HEAD":
+        raise BadFile(f"the first chunk is {head.tag}, not HEAD")
+    return unpack_header(head.payload)
+
+
+class _Contents:
+    """The chunks after HEAD, each in its place."""
+
+    def __init__(self, header: Header) -> None:
+        rows, columns = cell_grid(header)
+        self.cell_count = rows * columns
+        self._cells: dict[int, list[bytes]] = {}  # the words of every CELL chunk that has this index
+        self._blocks: dict[str, list[bytes]] = {}  # the payload of every chunk that has this tag
+
+    def add(self, chunk: Chunk) -> None:
+        """Put `chunk` in its place.
+
+        Raises BadFile if it must not come here; its bytes are kept even so, if they say where they belong. Raises
+        UnsupportedFile for an unknown critical chunk.
+        """
+        match chunk.tag:
+            case "CELL":
+                self._add_cell(chunk.payload)
+            case tag if tag in BLOCKS:
+                payloads = self._blocks.setdefault(chunk.tag, [])
+                payloads.append(chunk.payload)
+                if len(payloads) > 1 or self._cells:
+                    raise BadFile(f"chunk {chunk.tag} comes twice or after the first CELL")
+            case "HEAD":
+                raise BadFile("a second HEAD chunk")
+            case "DONE":
+                pass
+            case _ if chunk.critical:
+                raise UnsupportedFile(f"chunk {chunk.tag} is unknown to this nic: install a newer nic")
+
+    def cell(self, index: int) -> bytes:
+        """The words of a cell. Raises BadFile if it is missing, or comes in versions that differ."""
+        if index not in self._cells:
+            raise BadFile(f"cell {index} is missing")
+        return _the_only(self._cells[index], f"cell {index}")
+
+    def block(self, tag: str) -> bytes | None:
+        """An optional block, inflated if the file deflates it; None if there is none.
+
+        Raises BadFile for versions that differ, and for metadata that are no zlib stream or inflate to too much.
+        """
+        if tag not in self._blocks:
+            return None
+        payload = _the_only(self._blocks[tag], f"chunk {tag}")
+        return payload if tag == "ALPH" else _inflate(tag, payload)
+
+    def _add_cell(self, payload: bytes) -> None:
+        reader = Reader(payload, "CELL chunk")
+        index = reader.varint()
+        if index >= self.cell_count:
+            raise BadFile(f"a CELL chunk has index {index}; a picture of this size has {self.cell_count} cells")
+        last = max(self._cells, default=0)
+        versions = self._cells.setdefault(index, [])
+        versions.append(reader.take(reader.remaining))
+        if len(versions) > 1:
+            raise BadFile(f"cell {index} comes twice")
+        if index < last:
+            raise BadFile(f"cell {index} comes after cell {last}")
+
+
+def _scan(data: bytes) -> Iterator[Chunk | BadFile]:
+    """The intact chunks of `data` up to DONE, and an error for each stretch that is none and each rule broken.
+
+    Where no intact chunk starts, the next place is looked for where one does whose tag is known. False starts may run
+    SEARCH times the size of `data` through CRC, and each counts as at least 1 / MAX_CHUNKS of it, so that there are at
+    most SEARCH * MAX_CHUNKS. Raises BadFile for a wrong signature.
+    """
     if not data.startswith(SIGNATURE):
         raise _signature_error(data)
     reader = Reader(data, "file")
     reader.take(len(SIGNATURE))
-    for _ in range(MAX_CHUNKS):
-        chunk = _read_chunk(data, reader)
-        if chunk.tag == "DONE" and (chunk.payload or reader.remaining):
-            raise BadFile(f"{len(chunk.payload) + reader.remaining} bytes in or after DONE, the empty last chunk")
+    count, lost, allowance = 0, False, SEARCH * len(data)
+    while reader.remaining and allowance > 0:
+        start = reader.position
+        try:
+            chunk = _read_chunk(data, reader)
+        except BadFile as error:
+            if not lost:
+                yield error
+            lost = True
+            allowance -= max(reader.position - start, len(data) // MAX_CHUNKS)
+            tag = KNOWN_TAGS.search(data, start + 1)
+            reader.position = tag.start() if tag else len(data)
+            continue
+        count, lost = count + 1, False
+        if count > MAX_CHUNKS:
+            yield BadFile(f"more than {MAX_CHUNKS} chunks")
+            return
         yield chunk
         if chunk.tag == "DONE":
+            if chunk.payload or reader.remaining:
+                yield BadFile(f"{len(chunk.payload) + reader.remaining} bytes in or after DONE, the empty last chunk")
             return
-    raise BadFile(f"more than {MAX_CHUNKS} chunks")
+    if reader.remaining:
+        yield BadFile(f"nothing is read from offset {reader.position} on, after too many false starts of chunks")
+    yield BadFile(f"truncated: the file ends after {len(data):,} bytes, without an intact DONE")
 
 
 def _read_chunk(data: bytes, reader: Reader) -> Chunk:
@@ -125,6 +273,9 @@ def _read_chunk(data: bytes, reader: Reader) -> Chunk:
     length = reader.varint()
     if length > MAX_CHUNK_LENGTH:
         raise BadFile(f"chunk {tag.decode()} claims {length} bytes; the limit is {MAX_CHUNK_LENGTH}")
+    if length + 4 > reader.remaining:
+        claim = f"chunk {tag.decode()} at offset {start}, which claims {length}"
+        raise BadFile(f"truncated: the file ends after {len(data):,} bytes, inside {claim}")
     payload = reader.take(length)
     computed = zlib.crc32(memoryview(data)[start : reader.position])
     (stored,) = struct.unpack("<I", reader.take(4))
@@ -146,16 +297,22 @@ def _deflate(tag: str, block: bytes) -> bytes:
     return zlib.compress(block, 9)
 
 
-def _inflate(chunk: Chunk) -> bytes:
+def _the_only(versions: list[bytes], what: str) -> bytes:
+    if any(version != versions[0] for version in versions):
+        raise BadFile(f"{what} comes in {len(versions)} versions that differ")
+    return versions[0]
+
+
+def _inflate(tag: str, payload: bytes) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        block = inflater.decompress(chunk.payload, MAX_METADATA_LENGTH + 1)
+        block = inflater.decompress(payload, MAX_METADATA_LENGTH + 1)
     except zlib.error as error:
-        raise BadFile(f"chunk {chunk.tag} is no zlib stream: {error}") from None
+        raise BadFile(f"chunk {tag} is no zlib stream: {error}") from None
     if len(block) > MAX_METADATA_LENGTH:
-        raise BadFile(f"chunk {chunk.tag} inflates to more than {MAX_METADATA_LENGTH} bytes")
+        raise BadFile(f"chunk {tag} inflates to more than {MAX_METADATA_LENGTH} bytes")
     if not inflater.eof or inflater.unused_data:
-        raise BadFile(f"chunk {chunk.tag} is not exactly one zlib stream")
+        raise BadFile(f"chunk {tag} is not exactly one zlib stream")
     return block
 
 

@@ -57,9 +57,8 @@ class Reader:
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
         if count > self.remaining:
-            raise BadFile(
-                f"truncated {self._what}: {count} bytes expected at offset {self.position}, {self.remaining} left"
-            )
+            end = f"the {self._what} ends after {len(self._data):,} bytes"
+            raise BadFile(f"truncated: {end}; {count} expected at offset {self.position}")
         self.position += count
         return self._data[self.position - count : self.position]
 

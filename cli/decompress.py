@@ -73,7 +73,8 @@ def decompress(
         write(target, file.getvalue())
         if result.problems:
             more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
-            raise Concealed(f"{result.problems[0]}{more}; {result.concealed} cells of {target} are filled in")
+            lost = f"{result.concealed} cell(s) are filled in" if result.concealed else "its pixels are whole"
+            raise Concealed(f"{result.problems[0]}{more}; {target} is written, {lost}")
         if not quiet:
             height, width, _ = result.picture.pixels.shape
             report(f"{source} -> {target}  {width}x{height}")

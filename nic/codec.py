@@ -33,6 +33,7 @@ from nic.windows import (
     halo,
     latent_grid,
     meet,
+    shrink,
     synthesize,
 )
 
@@ -249,9 +250,9 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in steps, cell by cell."""
     cells, latents = [], torch.empty_like(y)
     for rows, columns in cell_slices(*y.shape[2:]):
-        hyper_rows, hyper_columns = (slice(s.start // 4, s.stop // 4) for s in (rows, columns))
+        hyper = shrink((rows, columns))
         payload, decoded = encode_cell(
-            model, entropy_tables(model), y[:, :, rows, columns], z[:, :, hyper_rows, hyper_columns], level / 4
+            model, entropy_tables(model), y[:, :, rows, columns], z[:, :, hyper[0], hyper[1]], level / 4
         )
         cells.append(payload)
         latents[:, :, rows, columns] = decoded / UNIT
@@ -271,7 +272,7 @@ def decode_latents(
     cells: payloads by index in raster order. With a region of the grid, only cells that meet it are decoded, and what
     is elsewhere is undefined. A cell that is not there or damaged raises BadFile, unless ``problems`` takes it down.
     """
-    height, width = latent_grid(header)
+    height, width = latent_grid(header.height, header.width)
     latents, lost = None, []
     for index, (rows, columns) in enumerate(cell_slices(height, width)):
         if region and not (meet(rows, region[0]) and meet(columns, region[1])):
@@ -310,7 +311,7 @@ def crop_region(box: Crop) -> Slices:
 
 def needed(model: store.Model, header: Header, box: Crop) -> Slices:
     """The latents on which the pixels of a part depend."""
-    return grow(crop_region(box), halo(model), *latent_grid(header))
+    return grow(crop_region(box), halo(model), *latent_grid(header.height, header.width))
 
 
 def crop_pixels(model: store.Model, latents: Tensor, header: Header, box: Crop) -> np.ndarray:

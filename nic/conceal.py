@@ -2,17 +2,20 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nic.windows import Slices
 
 __all__ = ["conceal"]
 
+SMOOTHING = 17  # latents along a side that are averaged
+
 
 @torch.inference_mode()
 def conceal(latents: Tensor, lost: list[Slices]) -> None:
-    """Fills lost cells of latents [1, M, h, w] from the nearest latents on each side, weighted by 1 / distance.
+    """Fills lost cells of latents [1, M, h, w] from the latents along each side, weighted by 1 / distance.
 
-    Coarse content goes on smoothly, texture fades. Cells with no intact neighbour become grey.
+    Colours go on smoothly; texture, whose latents have either sign, fades. Cells with no intact neighbour become grey.
     """
     if not lost:
         return
@@ -34,7 +37,14 @@ def conceal(latents: Tensor, lost: list[Slices]) -> None:
         total, weight = torch.zeros_like(filled[:, :, rows, columns]), torch.full((height, width), 1e-9)
         for r, c, distance in sides:
             if r.start >= 0 and c.start >= 0 and intact[r, c].numel() and intact[r, c].all():
-                total += latents[:, :, r, c] / distance
+                total += smooth(latents[:, :, r, c]) / distance
                 weight = weight + 1 / distance
         filled[:, :, rows, columns] = total / weight
     latents.copy_(filled)
+
+
+def smooth(side: Tensor) -> Tensor:
+    """A moving average along a row [1, M, 1, n] or a column [1, M, n, 1] of latents."""
+    size = tuple(SMOOTHING if length > 1 else 1 for length in side.shape[2:])
+    padding = (size[0] // 2, size[1] // 2)
+    return F.avg_pool2d(side, size, stride=1, padding=padding, count_include_pad=False)

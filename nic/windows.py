@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nic.bitstream.header import Header
 from nic.models import store
 from nic.models.prior import CELL
 
@@ -25,6 +24,7 @@ __all__ = [
     "halo",
     "latent_grid",
     "meet",
+    "shrink",
     "synthesize",
     "to_images",
     "windows",
@@ -36,10 +36,10 @@ PADDING = 64  # pictures are padded to multiples of this many pixels
 Slices = tuple[slice, slice]  # rows and columns
 
 
-def latent_grid(header: Header) -> tuple[int, int]:
-    """Rows and columns of latents."""
-    height, width = (-(-side // PADDING) * (PADDING // LATENT) for side in (header.height, header.width))
-    return height, width
+def latent_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the latents of a picture."""
+    rows, columns = (-(-side // PADDING) * (PADDING // LATENT) for side in (height, width))
+    return rows, columns
 
 
 def cell_slices(height: int, width: int) -> list[Slices]:
@@ -49,7 +49,7 @@ def cell_slices(height: int, width: int) -> list[Slices]:
 
 
 def meet(a: slice, b: slice) -> bool:
-    return a.start < b.stop and b.start < a.stop
+    return bool(a.start < b.stop and b.start < a.stop)
 
 
 def halo(model: store.Model) -> int:
@@ -107,10 +107,10 @@ def synthesize(model: store.Model, latents: Tensor, level: int, region: Slices |
     return images.clamp_(0, 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[Tensor, Tensor]:
     """Latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4] of pixels [H, W, C], in steps."""
-    height, width = (-(-side // PADDING) * (PADDING // LATENT) for side in picture.shape[:2])
+    height, width = latent_grid(*picture.shape[:2])
     y = torch.empty(1, model.config.latent, height, width, device=model.device)
     for inner, outer in windows(model, height, width):
         latents = model.analysis(to_images(picture, outer, model.device), quality)
@@ -119,9 +119,15 @@ def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[T
     for inner in cell_slices(height, width):
         outer = grow(inner, HYPER, height, width)  # it depends on three latents around, and steps are HYPER wide
         hyper = model.hyper_analysis(y[:, :, outer[0], outer[1]].contiguous(memory_format=torch.channels_last))
-        inner, outer = (tuple(slice(s.start // HYPER, s.stop // HYPER) for s in region) for region in (inner, outer))
+        inner, outer = shrink(inner), shrink(outer)
         z[:, :, inner[0], inner[1]] = within(hyper, inner, outer)
     return y, z
+
+
+def shrink(region: Slices) -> Slices:
+    """The hyper-latents of a region of latents."""
+    rows, columns = (slice(s.start // HYPER, s.stop // HYPER) for s in region)
+    return rows, columns
 
 
 def within(window: Tensor, inner: Slices, outer: Slices) -> Tensor:

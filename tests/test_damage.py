@@ -22,7 +22,7 @@ CELL = 1024  # pixels a side
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     """A photograph of two by three cells, the lower and right ones narrow: [1100, 2112, 3]."""
-    return np.tile(skimage.data.astronaut(), (3, 5, 1))[:1100, :2112].copy()
+    return np.tile(skimage.data.astronaut(), (4, 6, 1))[250:1350, 200:2312].copy()
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,11 @@ def test_intact_cells_are_exact_and_the_lost_one_is_plausible(
     changed[max(0, top - margin) : top + CELL + margin, max(0, left - margin) : left + CELL + margin] = False
     assert not changed.any()
     lost = result.picture.pixels[top : top + CELL, left : left + CELL].astype(float)
-    original = pixels[top : top + CELL, left : left + CELL]
-    assert np.square(lost - original).mean() < 2 * original.var() + 500
+    original = pixels[top : top + CELL, left : left + CELL].astype(float)
+    print(
+        cell, np.square(lost - original).mean(), original.var(), np.abs(lost.mean((0, 1)) - original.mean((0, 1))).max()
+    )
+    assert np.square(lost - original).mean() < 1.3 * original.var()  # about as good as their mean
 
 
 def test_intact_file_is_recovered_as_it_is(file: bytes, whole: np.ndarray) -> None:
@@ -112,7 +115,7 @@ def test_command_tells_of_damage(file: bytes, tmp_path: Path) -> None:
     source.write_bytes(damage(file, 1))
     result = run("decompress", source, target)
     assert result.exit_code == 7
-    assert "CRC" in result.stderr and "1 cells" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "CRC" in result.stderr and "1 cell(s)" in result.stderr and len(result.stderr.splitlines()) == 1
     assert Image.open(target).size == (2112, 1100)
 
 

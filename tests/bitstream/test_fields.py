@@ -71,5 +71,5 @@ def test_fields_out_of_range_are_bad_and_unknown_choices_unsupported() -> None:
         unpack_fields(FIELDS, Reader(b"\0\3" + bytes(8), "test"))
     with pytest.raises(UnsupportedFile, match="choice is 4.*newer nic"):
         unpack_fields(FIELDS, Reader(b"\1\4" + bytes(8), "test"))
-    with pytest.raises(BadFile, match="truncated test"):
+    with pytest.raises(BadFile, match="truncated: the test"):
         unpack_fields(FIELDS, Reader(b"\1\3" + bytes(7), "test"))

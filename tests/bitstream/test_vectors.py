@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nic.bitstream.container import NicFile, unpack
+from nic.bitstream.container import NicFile, salvage, unpack
 from nic.bitstream.header import Header, Kind, Mode
 from nic.errors import BadFile, NicError, UnsupportedFile
 
@@ -22,6 +22,21 @@ GOOD = {
     "newer_minor": NicFile(ONE_PIXEL, (b"",)),
 }
 
+SALVAGED = {  # the cells, and what the problems say
+    "bad_truncated": ({0: b""}, ["without an intact DONE"]),
+    "bad_trailing": ({0: b""}, ["1 bytes in or after DONE"]),
+    "bad_crc": ({}, ["CRC mismatch in chunk CELL", "cell 0 is missing"]),
+    "bad_two_cells": ({0: b""}, ["index 1"]),
+    "bad_swapped_cells": ({0: b"a", 1: b"bb", 2: b"", 3: b"dddd"}, ["cell 1 comes after cell 2"]),
+    "bad_missing_cell": ({0: b"a", 2: b"", 3: b"dddd"}, ["cell 1 is missing"]),
+    "bad_repeated_cell": ({0: b"a", 1: b"bb", 2: b"", 3: b"dddd"}, ["cell 1 comes twice"]),
+    "bad_cell_twice": ({0: b"a", 2: b"", 3: b"dddd"}, ["cell 1 comes twice", "cell 1 comes in 2 versions that differ"]),
+    "bad_cell_index": ({0: b"a", 1: b"bb", 2: b""}, ["index 4", "cell 3 is missing"]),
+    "bad_late_alpha": ({0: b""}, ["ALPH"]),
+    "bad_long_varint": ({}, ["varint", "cell 0 is missing"]),
+    "bad_bomb": ({0: b""}, ["inflates to more", "exif is damaged"]),
+}
+
 BAD = {
     "bad_newer_major": (UnsupportedFile, "version 2"),
     "bad_video": (UnsupportedFile, "kind is 1"),
@@ -30,7 +45,12 @@ BAD = {
     "bad_truncated": (BadFile, "truncated"),
     "bad_trailing": (BadFile, "after DONE"),
     "bad_crc": (BadFile, "CRC mismatch in chunk CELL"),
-    "bad_two_cells": (BadFile, "2 cells"),
+    "bad_two_cells": (BadFile, "index 1; a picture of this size has 1 cells"),
+    "bad_swapped_cells": (BadFile, "cell 1 comes after cell 2"),
+    "bad_missing_cell": (BadFile, "cell 1 is missing"),
+    "bad_repeated_cell": (BadFile, "cell 1 comes twice"),
+    "bad_cell_twice": (BadFile, "cell 1 comes twice"),
+    "bad_cell_index": (BadFile, "index 4; a picture of this size has 4 cells"),
     "bad_late_alpha": (BadFile, "ALPH"),
     "bad_long_varint": (BadFile, "varint"),
     "bad_pixels": (BadFile, "16385×16384"),
@@ -49,6 +69,20 @@ def test_bad_vector(name: str) -> None:
     with pytest.raises(NicError, match=message) as caught:
         unpack((VECTORS / f"{name}.nic").read_bytes())
     assert caught.type is error
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_salvage_of_bad_vector(name: str) -> None:
+    data = (VECTORS / f"{name}.nic").read_bytes()
+    if name not in SALVAGED:
+        with pytest.raises(BAD[name][0], match=BAD[name][1]):
+            salvage(data)
+        return
+    cells, told = SALVAGED[name]
+    salvaged = salvage(data)
+    assert salvaged.cells == cells
+    assert len(salvaged.problems) == len(told)
+    assert all(part in problem for part, problem in zip(told, salvaged.problems, strict=True))
 
 
 def test_every_vector_is_tested_and_described() -> None:
