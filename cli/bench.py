@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from nic.cli.files import report
+from nic.cli.files import cores, report
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]
@@ -109,7 +109,7 @@ def bench(
         metrics=metrics,
         weights=weights,
         targets=tuple(dict.fromkeys(targets)),
-        jobs=jobs or suite.cores(),
+        jobs=jobs or cores(),
         runs=runs,
         quick=quick,
         published=published,

@@ -1,10 +1,12 @@
 """nic compress."""
 
+import os
+from functools import partial
 from typing import Any
 
 import click
 
-from nic.cli.files import check_target, for_each, plan, read, report, write
+from nic.cli.files import Done, check_target, for_each, jobs_option, plan, read, resume_option, write
 from nic.errors import UsageError
 
 __all__ = ["compress"]
@@ -55,6 +57,8 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
+@resume_option
+@jobs_option
 @click.option("--quiet", is_flag=True, help="Report problems only.")
 def compress(
     paths: tuple[str, ...],
@@ -66,6 +70,8 @@ def compress(
     effort: int,
     device: str,
     force: bool,
+    resume: bool,
+    jobs: int,
     quiet: bool,
 ) -> None:
     """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout.
@@ -73,31 +79,39 @@ def compress(
     Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
     One line a file goes to stderr: width, height, size, bits per pixel.
     """
-    from PIL import Image
-
-    from nic import codec
-    from nic.bitstream.limits import MAX_PIXELS
-    from nic.pixels import load, readable_suffixes
+    from nic.pixels import readable_suffixes
 
     rates = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
     options: dict[str, Any] = {name: value for name, value in rates.items() if value is not None}
     if len(options) > 1:
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
     targets = plan(paths, folder, ".nic", readable_suffixes())
+    options |= {"effort": effort, "device": device}
+    work = partial(_compress_one, targets=targets, options=options, force=force, resume=resume, quiet=quiet)
+    for_each(targets, work, jobs)
+
+
+def _compress_one(
+    source: str, *, targets: dict[str, str], options: dict[str, Any], force: bool, resume: bool, quiet: bool
+) -> Done:
+    from PIL import Image
+
+    from nic import codec
+    from nic.bitstream.limits import MAX_PIXELS
+    from nic.pixels import load
+
+    target = targets[source]
+    if resume and os.path.isfile(target):
+        return Done()
+    check_target(target, force)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
-
-    def compress_one(source: str) -> None:
-        target = targets[source]
-        check_target(target, force)
-        picture = load(read(source))
-        encoded = codec.compress(picture, effort=effort, device=device, **options)
-        write(target, encoded.data)
-        if encoded.note:
-            report(f"nic: {source}: {encoded.note}")
-        if not quiet:
-            height, width, _ = picture.pixels.shape
-            length = len(encoded.data)
-            bits_per_pixel = 8 * length / (width * height)
-            report(f"{source} -> {target}  {width}x{height}  {length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp")
-
-    for_each(targets, compress_one)
+    picture = load(read(source))
+    encoded = codec.compress(picture, **options)
+    write(target, encoded.data)
+    height, width, _ = picture.pixels.shape
+    lines = [f"nic: {source}: {encoded.note}"] if encoded.note else []
+    if not quiet:
+        length = len(encoded.data)
+        bits_per_pixel = 8 * length / (width * height)
+        lines.append(f"{source} -> {target}  {width}x{height}  {length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp")
+    return Done(tuple(lines), width * height)

@@ -1,11 +1,13 @@
 """nic decompress."""
 
+import functools
+import os
 from io import BytesIO
 from pathlib import Path
 
 import click
 
-from nic.cli.files import check_target, for_each, plan, read, report, write
+from nic.cli.files import Done, check_target, for_each, jobs_option, plan, read, resume_option, write
 from nic.errors import BadFile, Concealed
 
 __all__ = ["decompress"]
@@ -36,6 +38,8 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
 @click.option("--partial", is_flag=True, help="Decode what there is of a file that was cut off.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
+@resume_option
+@jobs_option
 @click.option("--quiet", is_flag=True, help="Report problems only.")
 def decompress(
     paths: tuple[str, ...],
@@ -45,6 +49,8 @@ def decompress(
     partial: bool,
     device: str,
     force: bool,
+    resume: bool,
+    jobs: int,
     quiet: bool,
 ) -> None:
     """Decompress the .nic file IN into the picture OUT; - is stdin or stdout.
@@ -53,30 +59,45 @@ def decompress(
 
     Of a damaged file, what is intact is decoded and the rest filled in smoothly, with a warning and exit code 7.
     """
-    from nic import codec
-    from nic.pixels import output_format, save
+    from nic.pixels import output_format
 
     suffix = f".{format_name or 'png'}".lower()
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
-    format = output_format(suffix)
+    options = {"format": output_format(suffix), "crop": crop, "partial": partial, "device": device}
+    work = functools.partial(_decompress_one, targets=targets, force=force, resume=resume, quiet=quiet, **options)
+    for_each(targets, work, jobs)
 
-    def decompress_one(source: str) -> None:
-        target = targets[source]
-        check_target(target, force)
-        result = codec.recover(read(source), crop=crop, device=device)
-        if result.truncated and not partial:
-            raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
-        file = BytesIO()
-        save(result.picture, file, format)
-        write(target, file.getvalue())
-        if result.problems:
-            more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
-            lost = f"{result.concealed} cell(s) are filled in" if result.concealed else "its pixels are whole"
-            raise Concealed(f"{result.problems[0]}{more}; {target} is written, {lost}")
-        if not quiet:
-            height, width, _ = result.picture.pixels.shape
-            report(f"{source} -> {target}  {width}x{height}")
 
-    for_each(targets, decompress_one)
+def _decompress_one(
+    source: str,
+    *,
+    targets: dict[str, str],
+    format: str,
+    crop: tuple[int, int, int, int] | None,
+    partial: bool,
+    device: str,
+    force: bool,
+    resume: bool,
+    quiet: bool,
+) -> Done:
+    from nic import codec
+    from nic.pixels import save
+
+    target = targets[source]
+    if resume and os.path.isfile(target):
+        return Done()
+    check_target(target, force)
+    result = codec.recover(read(source), crop=crop, device=device)
+    if result.truncated and not partial:
+        raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
+    file = BytesIO()
+    save(result.picture, file, format)
+    write(target, file.getvalue())
+    if result.problems:
+        more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
+        lost = f"{result.concealed} cell(s) are filled in" if result.concealed else "its pixels are whole"
+        raise Concealed(f"{result.problems[0]}{more}; {target} is written, {lost}")
+    height, width, _ = result.picture.pixels.shape
+    return Done(() if quiet else (f"{source} -> {target}  {width}x{height}",), width * height)

@@ -3,14 +3,27 @@
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from nic.errors import BadInput, NicError, OutputExists, UsageError
 
-__all__ = ["check_target", "for_each", "plan", "read", "report", "write"]
+__all__ = [
+    "Done",
+    "check_target",
+    "cores",
+    "for_each",
+    "jobs_option",
+    "plan",
+    "read",
+    "report",
+    "resume_option",
+    "write",
+]
 
 
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:
@@ -50,24 +63,78 @@ def _expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
         yield str(file), file.relative_to(path)
 
 
-def for_each(sources: Collection[str], work: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Done:
+    """What became of one file: lines for stderr, and how many pixels it has."""
+
+    lines: tuple[str, ...] = ()
+    pixels: int = 0
+
+
+Work = Callable[[str], Done | None]
+
+
+def for_each(sources: Collection[str], work: Work, jobs: int = 1) -> None:
     """Call `work` on each source, with a progress bar on a terminal where there are several.
 
-    A NicError is reported and the rest goes on; the first one's exit code ends the command after the last source.
+    A NicError is reported and the rest goes on; the first one's exit code ends the command after the last source. With
+    several jobs, each runs in a process of its own with its share of the cores, and `work` must be picklable.
     """
     from tqdm import tqdm
 
     context = click.get_current_context()
-    exit_code = 0
-    for source in tqdm(sources, unit="file", disable=len(sources) < 2 or not sys.stderr.isatty()):
-        try:
-            work(source)
-        except NicError as error:
-            if context.find_root().params["debug"]:
-                raise
-            report(f"nic: {'stdin' if source == '-' else source}: {error}")
-            exit_code = exit_code or error.exit_code
+    exit_code, pixels, start = 0, 0, time.monotonic()
+    bar = tqdm(total=len(sources), unit="file", disable=len(sources) < 2 or not sys.stderr.isatty())
+    with bar:
+        for source, outcome in outcomes(sources, work, jobs):
+            if isinstance(outcome, NicError):
+                if context.find_root().params["debug"]:
+                    raise outcome
+                report(f"nic: {'stdin' if source == '-' else source}: {outcome}")
+                exit_code = exit_code or outcome.exit_code
+            elif outcome is not None:
+                pixels += outcome.pixels
+                for line in outcome.lines:
+                    report(line)
+            bar.update()
+    if len(sources) > 1 and pixels and not context.params.get("quiet"):
+        seconds = time.monotonic() - start
+        report(f"{len(sources)} files, {pixels / 1e6:.1f} Mpx in {seconds:.1f} s: {pixels / 1e6 / seconds:.2f} Mpx/s")
     context.exit(exit_code)
+
+
+def outcomes(sources: Collection[str], work: Work, jobs: int) -> Iterator[tuple[str, Done | NicError | None]]:
+    """Each source with what its work returned, or with its error, in the order in which they end."""
+    if jobs == 1 or len(sources) == 1:
+        yield from ((source, attempt(work, source)) for source in sources)
+        return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))  # for the processes that now start
+    pool = ProcessPoolExecutor(min(jobs, len(sources)), get_context("spawn"))
+    try:
+        futures = {pool.submit(attempt, work, source): source for source in sources}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                yield futures[future], NicError("a process was killed, perhaps for lack of memory: use fewer jobs")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def attempt(work: Work, source: str) -> Done | NicError | None:
+    try:
+        return work(source)
+    except NicError as error:
+        return error
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def report(line: str) -> None:
@@ -83,6 +150,14 @@ def read(source: str) -> bytes:
         return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}") from error
+
+
+jobs_option = click.option(
+    "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
+)
+resume_option = click.option(
+    "--resume", is_flag=True, help="Leave files that exist as they are: goes on where a command was interrupted."
+)
 
 
 def check_target(target: str, force: bool) -> None:

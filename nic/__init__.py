@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import nic.pillow_plugin  # noqa: F401  registers itself
 
 if TYPE_CHECKING:
-    from nic.api import decode, encode, info
+    from nic.api import decode, encode, info, recover
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "decode", "encode", "info"]
+__all__ = ["__version__", "decode", "encode", "info", "recover"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("decode", "encode", "info"):
+    if name in ("decode", "encode", "info", "recover"):
         return getattr(import_module("nic.api"), name)
     raise AttributeError(f"module 'nic' has no attribute {name!r}")

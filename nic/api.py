@@ -12,7 +12,7 @@ from PIL import Image
 from nic.describe import describe
 from nic.pixels import load, to_pil
 
-__all__ = ["decode", "encode", "info"]
+__all__ = ["decode", "encode", "info", "recover"]
 
 
 def encode(
@@ -50,12 +50,24 @@ def decode(data: bytes, *, crop: tuple[int, int, int, int] | None = None, device
     crop: left, top, width and height in pixels of the part that is wanted; nothing else is decoded.
 
     Its mode is L, LA, RGB, RGBA or, for 16-bit grey, I;16; Pillow cannot hold other 16-bit pictures, so they come as
-    8 bits. Raises BadFile for damage, UnsupportedFile for files of a newer
-    nic.
+    8 bits. Raises BadFile for damage (see `recover`), UnsupportedFile for files of a newer nic.
     """
     from nic.codec import decompress
 
     return to_pil(decompress(data, crop=crop, device=device))
+
+
+def recover(
+    data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto"
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture in the bytes of a damaged or cut .nic file, its lost parts filled in, and one line a problem.
+
+    An intact file gives the picture of `decode` and no problems. Raises BadFile where nothing can be decoded.
+    """
+    from nic.codec import recover
+
+    recovered = recover(data, crop=crop, device=device)
+    return to_pil(recovered.picture), recovered.problems
 
 
 def info(data: bytes) -> dict[str, object]:

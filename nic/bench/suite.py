@@ -20,7 +20,7 @@ from nic.bench.results import Results, Row
 from nic.errors import BadInput, OutputExists, UsageError
 from nic.models import store
 
-__all__ = ["Options", "TABLE", "cores", "markdown", "run"]
+__all__ = ["Options", "TABLE", "markdown", "run"]
 
 QUICK_IMAGES = 3
 QUICK_METRICS = ("psnr", "ms_ssim", "ms_ssim_db", "lpips")
@@ -203,12 +203,8 @@ def machine() -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{cores()} cores of {name}, {platform.system()} {platform.machine()}"
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {name}, {platform.system()} {platform.machine()}"
 
 
 def write(results: Results, folder: Path) -> None:

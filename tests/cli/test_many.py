@@ -1,0 +1,83 @@
+"""Many files at once: in several processes, with a broken one among them, interrupted and resumed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from nic.cli import files
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve small photographs and a broken one."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for index in range(12):
+        part = skimage.data.coffee()[20 * index :][:90, :120]
+        Image.fromarray(part).save(tmp_path / "in" / ("sub" if index % 2 else ".") / f"{index:02}.png")
+    (tmp_path / "in" / "05.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def nic(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "nic", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_jobs_and_resume(folder: Path) -> None:
+    process = nic(folder, "compress", "in", "-o", "out", "-j", "2", "-e", "1")
+    _, stderr = process.communicate()
+    assert process.returncode == 3
+    lines = stderr.splitlines()
+    (problem,) = [line for line in lines if line.startswith("nic: ")]
+    assert problem.startswith("nic: in/05.png: not a picture")
+    assert re.fullmatch(r"13 files, 0\.1 Mpx in [\d.]+ s: [\d.]+ Mpx/s", lines[-1])
+    made = sorted((folder / "out").rglob("*.nic"))
+    assert len(made) == 12
+    one = made[3]
+    before = {path: path.stat().st_mtime_ns for path in made}
+    one.unlink()
+    (folder / "in" / "05.png").unlink()
+    process = nic(folder, "compress", "in", "-o", "out", "-j", "2", "-e", "1", "--resume")
+    _, stderr = process.communicate()
+    assert process.returncode == 0
+    assert stderr.count("->") == 1 and one.exists()
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path != one)
+    process = nic(folder, "decompress", "out", "-o", "back", "-j", "2", "--quiet")
+    _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (0, "")
+    for path in sorted((folder / "back").rglob("*.png")):
+        original = np.asarray(Image.open(folder / "in" / path.relative_to(folder / "back")), float)
+        assert np.square(np.asarray(Image.open(path), float) - original).mean() < 400
+
+
+def test_interrupt_leaves_whole_files(folder: Path) -> None:
+    process = nic(folder, "compress", "in", "-o", "out", "-j", "2", "-e", "9")
+    for _ in range(600):
+        if list((folder / "out").rglob("*.nic")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    made = list((folder / "out").rglob("*"))
+    assert [path for path in made if path.is_file() and path.suffix != ".nic"] == []
+    assert 1 <= sum(path.suffix == ".nic" for path in made) < 12
+    for path in (folder / "out").rglob("*.nic"):
+        process = nic(folder, "verify", str(path))
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_a_killed_process_is_told() -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    results = dict(files.outcomes([kill, f"{kill} #"], exec, 2))
+    assert len(results) == 2
+    assert all("killed" in str(outcome) for outcome in results.values())
