@@ -115,7 +115,9 @@ def bench(
         published=published,
     )
     results = suite.run(paths, folder, options, lambda line: report(f"nic: {line}"))
-    click.echo((folder / suite.TABLE).read_text(), nl=False)
+    click.echo((folder / suite.TABLE).read_text())
+    for line in suite.overlaps(results):
+        click.echo(line)
     click.echo(f"{folder / 'report.html'}")
     if results.failed:
         click.get_current_context().exit(BadInput.exit_code)

@@ -20,7 +20,7 @@ from nic.bench.results import Results, Row
 from nic.errors import BadInput, OutputExists, UsageError
 from nic.models import store
 
-__all__ = ["Options", "TABLE", "markdown", "run"]
+__all__ = ["Options", "TABLE", "markdown", "overlaps", "run"]
 
 QUICK_IMAGES = 3
 QUICK_METRICS = ("psnr", "ms_ssim", "ms_ssim_db", "lpips")
@@ -237,6 +237,24 @@ def markdown(results: Results) -> str:
             name = f"*{row['label']}*" if row["kind"] == "published" else row["label"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def overlaps(results: Results) -> list[str]:
+    """One line for each of nic's Bjoentegaard deltas: over which range it is taken, or why there is none."""
+    labels = {row["codec"]: row["label"] for row in results.curves}
+    lines = []
+    for row in results.bd:
+        if row["codec"] == "nic":
+            metric = metrics.METRICS[row["metric"]]
+            span = (
+                f"{row['bd_rate']:+.1f} % over {row['low']:.4g} to {row['high']:.4g} {metric.unit}".rstrip()
+                if row["low"] is not None
+                else ""
+            )
+            lines.append(
+                f"nic against {labels[row['anchor']]}, {metric.label}: " + ", ".join(filter(None, (span, row["note"])))
+            )
+    return lines
 
 
 def caption(results: Results) -> str:

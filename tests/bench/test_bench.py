@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_files(report: tuple[click.testing.Result, Path]) -> None:
     result, folder = report
     assert {path.name for path in folder.iterdir()} >= FILES
     assert (folder / "table.md").read_text() in result.output
+    assert re.search(r"nic against JPEG, PSNR: [+-][\d.]+ % over [\d.]+ to [\d.]+ dB", result.output)
     points = read(folder / "points.csv")
     per_codec = {name: len(codecs.load(name).settings) for name in ("nic", "jpeg")}
     assert len(points) == 2 * (sum(per_codec.values()) + len(per_codec))  # pictures times settings and one target
