@@ -245,15 +245,11 @@ def overlaps(results: Results) -> list[str]:
     lines = []
     for row in results.bd:
         if row["codec"] == "nic":
-            metric = metrics.METRICS[row["metric"]]
-            span = (
-                f"{row['bd_rate']:+.1f} % over {row['low']:.4g} to {row['high']:.4g} {metric.unit}".rstrip()
-                if row["low"] is not None
-                else ""
-            )
-            lines.append(
-                f"nic against {labels[row['anchor']]}, {metric.label}: " + ", ".join(filter(None, (span, row["note"])))
-            )
+            metric, words = metrics.METRICS[row["metric"]], [row["note"]] if row["note"] else []
+            if row["low"] is not None:
+                span = f"over {row['low']:.4g} to {row['high']:.4g} {metric.unit}".rstrip()
+                words.insert(0, f"{row['bd_rate']:+.1f} % {span}")
+            lines.append(f"nic against {labels[row['anchor']]}, {metric.label}: {', '.join(words)}")
     return lines
 
 
