@@ -112,7 +112,8 @@ def decompress(data: bytes, *, crop: Crop | None = None, device: str = "auto") -
 def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto") -> Recovered:
     """What can be decoded of a damaged or cut .nic file; lost cells are filled smoothly from those around them.
 
-    Raises BadFile where even the header is lost, otherwise as ``decompress``.
+    Raises BadFile where the header or all cells are lost, and for cells that are intact but no encoder's work;
+    otherwise as ``decompress``.
     """
     file = salvage(data)
     problems = list(file.problems)
@@ -140,7 +141,7 @@ def assemble(
                 raise
             problems.append(str(error))
     model = load_model(header.model_id, device)
-    latents, lost = decode_latents(header, cells, model, needed(model, header, box), problems)
+    latents, lost = decode_latents(header, cells, model, needed(model, header, box))
     conceal(latents, lost)
     pixels = crop_pixels(model, latents, header, box)
     return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b""), len(lost)
@@ -261,39 +262,28 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
 
 @torch.inference_mode()
 def decode_latents(
-    header: Header,
-    cells: Mapping[int, bytes],
-    model: store.Model,
-    region: Slices | None = None,
-    problems: list[str] | None = None,
+    header: Header, cells: Mapping[int, bytes], model: store.Model, region: Slices | None = None
 ) -> tuple[Tensor, list[Slices]]:
-    """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths; and the cells that are lost.
+    """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths; and the cells that are not there.
 
     cells: payloads by index in raster order. With a region of the grid, only cells that meet it are decoded, and what
-    is elsewhere is undefined. A cell that is not there or damaged raises BadFile, unless ``problems`` takes it down.
+    is elsewhere is undefined. Raises BadFile for a cell that no encoder has written, and where there is none at all.
     """
     height, width = latent_grid(header.height, header.width)
     latents, lost = None, []
     for index, (rows, columns) in enumerate(cell_slices(height, width)):
         if region and not (meet(rows, region[0]) and meet(columns, region[1])):
             continue
-        size = rows.stop - rows.start, columns.stop - columns.start
-        try:
-            if index not in cells:
-                raise BadFile(f"cell {index} is missing")
-            cell = decode_cell(model, entropy_tables(model), cells[index], *size, header.quality / 4)
-        except BadFile as error:
-            if problems is None:
-                raise
-            if index in cells:
-                problems.append(str(error))
+        if index not in cells:
             lost.append((rows, columns))
             continue
+        size = rows.stop - rows.start, columns.stop - columns.start
+        cell = decode_cell(model, entropy_tables(model), cells[index], *size, header.quality / 4)
         if latents is None:  # a false claim of a huge picture has failed before this
             latents = cell.new_empty(1, cell.shape[1], height, width)
         latents[:, :, rows, columns] = cell / UNIT
     if latents is None:
-        raise BadFile(problems[0] if problems else "no cell is intact")
+        raise BadFile("damaged file: no cell is intact")
     return latents, lost
 
 

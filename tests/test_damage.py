@@ -10,7 +10,7 @@ from PIL import Image
 
 import nic
 from nic import codec
-from nic.bitstream.container import SIGNATURE, chunks
+from nic.bitstream.container import SIGNATURE, NicFile, chunks, pack
 from nic.bitstream.fields import pack_varint
 from nic.cli.main import cli
 from nic.errors import BadFile, UsageError
@@ -131,8 +131,16 @@ def test_cut_file_is_decoded_on_request(file: bytes, tmp_path: Path) -> None:
 
 def test_nothing_is_made_of_nothing(photo: np.ndarray) -> None:
     file = codec.compress(Picture(photo), quality=15, effort=1).data
-    with pytest.raises(BadFile):
+    with pytest.raises(BadFile, match="no cell"):
         codec.recover(damage(file, 0))
+
+
+def test_a_forged_cell_is_not_taken_for_damage(file: bytes) -> None:
+    """Its checksum is right, its symbols are wrong: nothing in such a file can be trusted."""
+    intact = codec.unpack(file)
+    forged = pack(NicFile(intact.header, (*intact.cells[:2], b"1234" * 9, *intact.cells[3:])))
+    with pytest.raises(BadFile):
+        codec.recover(forged)
 
 
 @pytest.mark.parametrize("crop", [(0, 0, 2112, 1100), (1000, 10, 50, 30), (1500, 1050, 612, 50), (3, 1023, 1, 1)])
