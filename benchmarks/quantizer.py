@@ -31,6 +31,7 @@ from nic.models.training.data import Photos, read_photos
 from nic.models.vq import TOTAL, Codebook, Codebooks
 
 RESULTS = Path(__file__).parent / "results"
+PLAIN = 1e-3  # rate weight of plain rounding: it only decides between an escape and a codeword that say the same
 QUALITIES = (0, 12, 24, 36, 48, 60)
 # residuals [n, 4] and scale classes [n] -> reconstructions [n, 4] in fixed point, and their bits
 Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, float]]
@@ -88,7 +89,7 @@ def quantizers(
     return {
         "float prior": (model.prior, gaussian, None),
         "integer prior": (integer, gaussian, None),
-        "scalar tables": (integer, tables(counted), 0.0),
+        "scalar tables": (integer, tables(counted), PLAIN),
         "scalar, rate-distortion optimised": (integer, tables(chosen), None),
         "vector": (integer, tables(store.read_codebooks(weights)), None),
     }
@@ -155,7 +156,6 @@ def measure(
             bits[0] += spent
             return decoded[None]
 
-        # For plain rounding, the nearest codeword whatever its bits.
         weight = mock.patch("nic.models.vq.RATE_WEIGHT", rate_weight) if rate_weight is not None else mock.MagicMock()
         with weight:
             latents = prior.decode(*y.shape[2:], q, source)

@@ -5,17 +5,24 @@ import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 for package in ("bjontegaard", "lpips", "matplotlib", "pytorch_msssim"):
     if find_spec(package) is None:  # importing lpips needs nic.bench.shim first
         pytest.skip("install the bench group: pip install -e '.[bench]'", allow_module_level=True)
 
+from nic import codec  # noqa: E402
 from nic.bench import curves, measure, suite  # noqa: E402
+from nic.bitstream.container import unpack  # noqa: E402
 from nic.models import store  # noqa: E402
+from nic.models.codec import class_sigma  # noqa: E402
+from nic.models.prior import UNIT  # noqa: E402
+from nic.pixels import Picture  # noqa: E402
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 KODAK = BENCHMARKS / "results" / "kodak"
@@ -46,6 +53,33 @@ def test_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("crops.py", "-o", tmp_path / "crops.png", monkeypatch=monkeypatch)
     with Image.open(tmp_path / "crops.png") as image:
         assert image.width > 3 * 2 * 150
+
+
+def test_quantizer_counts_the_bits_and_the_error_of_real_files() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "quantizer.py"))
+    model = codec.load_model("fidelity", "cpu")
+    photo = skimage.data.chelsea()[:256, :384]
+    encoder = codec.PictureEncoder(Picture(photo), model, effort=1)
+    for quality in (10, 45):
+        row = script["measure"](model, model.prior, script["tables"](model.codebooks), [photo], quality, None)
+        bits = 8 * len(unpack(encoder.encode(4 * quality)[0]).cells[0])
+        assert row["bpp"] * photo[..., 0].size == pytest.approx(bits, rel=0.002, abs=64)
+        assert row["psnr"] == pytest.approx(encoder.psnr_at(4 * quality), abs=0.03)
+
+
+def test_scalar_tables_code_rounded_samples_at_their_entropy() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "quantizer.py"))
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(30_000, 4, generator=generator) * class_sigma(torch.tensor(c)) * UNIT for c in range(64)]
+    quantize = script["tables"](script["scalar_tables"](samples))
+    for c in (12, 30):
+        steps = torch.round(samples[c] / UNIT)
+        counts = steps.unique(return_counts=True)[1]
+        entropy = -(counts / counts.sum() * torch.log2(counts / counts.sum())).sum().item()
+        with mock.patch("nic.models.vq.RATE_WEIGHT", script["PLAIN"]):
+            decoded, bits = quantize(samples[c], torch.full((30_000,), c))
+        assert (decoded == steps * UNIT).float().mean() > 0.99
+        assert bits == pytest.approx(entropy * steps.numel(), rel=0.01)
 
 
 def test_committed_kodak_results_are_those_of_the_shipped_weights() -> None:

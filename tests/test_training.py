@@ -97,18 +97,19 @@ def test_a_finished_run_is_resumed_where_it_ended(
     assert not torch.equal(after["average"]["synthesis.patch.weight"], before["average"]["synthesis.patch.weight"])
 
 
-def test_the_trained_model_codes_a_photograph(
-    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(codebook, "CODEWORDS_MAX", 32)
-    monkeypatch.setattr(codebook, "SAMPLES_MIN", 500)
-    report = list(
-        codebook.fit_weights(
-            checkpoint, tmp_path / "test.safetensors", [data], crops=3, device="cpu", workers=1, note=""
-        )
-    )
+@pytest.fixture(scope="module")
+def weights(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "test.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codebook, "CODEWORDS_MAX", 32)
+        patch.setattr(codebook, "SAMPLES_MIN", 500)
+        report = list(codebook.fit_weights(checkpoint, path, [data], crops=3, device="cpu", workers=1, note=""))
     assert len(report) == 66
+    return path
+
+
+def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "WEIGHTS", weights.parent)
     model = store.load("test")
     picture = Picture(skimage.data.coffee()[:200, :300])
     encoder = codec.PictureEncoder(picture, model)
