@@ -38,9 +38,9 @@ Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, float]]
 COMPARED = (
     ("integer prior", "float prior", "what integerising the prior costs"),
     ("scalar tables", "integer prior", "counted tables instead of Gaussians"),
-    ("scalar, rate-distortion optimised", "scalar tables", "choosing by rate and distortion"),
+    ("optimised scalar tables", "scalar tables", "choosing by rate and distortion"),
     ("vector", "scalar tables", "vectors against rounding"),
-    ("vector", "scalar, rate-distortion optimised", "vectors against rate-distortion optimised scalars"),
+    ("vector", "optimised scalar tables", "vectors against rate-distortion optimised scalars"),
 )
 
 
@@ -90,7 +90,7 @@ def quantizers(
         "float prior": (model.prior, gaussian, None),
         "integer prior": (integer, gaussian, None),
         "scalar tables": (integer, tables(counted), PLAIN),
-        "scalar, rate-distortion optimised": (integer, tables(chosen), None),
+        "optimised scalar tables": (integer, tables(chosen), None),
         "vector": (integer, tables(store.read_codebooks(weights)), None),
     }
 

@@ -182,7 +182,8 @@ def recount(books: Codebooks, samples: list[Tensor]) -> Codebooks:
             continue
         used = counts[:-1] > 0
         if used.sum() < 2:
-            counted.append(Codebook(book.codewords[:1], torch.tensor([TOTAL])) if len(counts) > 1 else book)
+            only = book.codewords[counts[:-1].argmax()][None] if len(counts) > 1 else book.codewords
+            counted.append(Codebook(only, torch.tensor([TOTAL])))
             continue
         if len(groups) < SAMPLES_MIN:
             counts = book.frequencies.float()
