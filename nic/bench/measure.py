@@ -26,7 +26,7 @@ __all__ = ["Measured", "Plan", "Source", "crop_rows", "measure", "read_points", 
 
 SMALLEST = 161  # pixels a side that MS-SSIM needs
 CROP = 384  # pixels a side of the pictures in the report
-QUICK_SIDE = 512
+QUICK_SIDE = 320
 QUICK_SETTINGS = 4
 TEXT = ("image", "image_hash", "codec", "version", "chunks", "date", "note", "source")  # even if it looks like a number
 COLUMNS = ("image", "image_hash", "width", "height", "codec", "setting", "target", "bytes", "bpp", *METRICS)

@@ -76,7 +76,7 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
         curves=rows,
         bd=curves.bjontegaard_deltas(rows, names),
         table=curves.at_rates(rows, names),
-        speed=speeds(sources[0].path, rows, labels, folder, options.runs) if options.runs else [],
+        speed=speeds(sources[0].path, rows, labels, folder, min(options.runs, 1) if options.quick else options.runs),
         macs=speed.macs(),
         skipped=skipped | lacking,
         failed=failed,
@@ -153,7 +153,9 @@ def is_kodak(sources: list[measure.Source]) -> bool:
 
 def speeds(photo: Path, rows: list[Row], labels: dict[str, str], folder: Path, runs: int) -> list[Row]:
     """Time and memory of each codec on one picture near SPEED_RATE, one codec after the other, kept from earlier runs
-    on the same machine."""
+    on the same machine; without ``runs``, of none."""
+    if not runs:
+        return []
     path = folder / "speed.csv"
     known = measure.read_rows(path)
     here = machine()
