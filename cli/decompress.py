@@ -65,8 +65,17 @@ def decompress(
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
-    options = {"format": output_format(suffix), "crop": crop, "partial": partial, "device": device}
-    work = functools.partial(_decompress_one, targets=targets, force=force, resume=resume, quiet=quiet, **options)
+    work = functools.partial(
+        _decompress_one,
+        targets=targets,
+        format=output_format(suffix),
+        crop=crop,
+        partial=partial,
+        device=device,
+        force=force,
+        resume=resume,
+        quiet=quiet,
+    )
     for_each(targets, work, jobs)
 
 

@@ -308,21 +308,13 @@ def crop_pixels(model: store.Model, latents: Tensor, header: Header, box: Crop) 
     """A part [height, width, channels] of the picture."""
     left, top, width, height = box
     rows, columns = crop_region(box)
-    images = synthesize(model, latents, header.quality, (rows, columns))
-    part = (left - LATENT * columns.start, top - LATENT * rows.start, width, height)
-    return crop_array(to_pixels(images, header.channels, header.bit_depth), part)
+    pixels = synthesize(model, latents, header.quality, header.channels, header.bit_depth, (rows, columns))
+    return crop_array(pixels, (left - LATENT * columns.start, top - LATENT * rows.start, width, height))
 
 
 def crop_array(array: np.ndarray, box: Crop) -> np.ndarray:
     left, top, width, height = box
     return np.ascontiguousarray(array[top : top + height, left : left + width])
-
-
-def to_pixels(images: Tensor, channels: int, bit_depth: int) -> np.ndarray:
-    """Images [1, 3, H, W] in [0, 1] -> pixels [H, W, channels] uint8 or uint16, rounded."""
-    image = images[0] if channels == 3 else images[0].mean(dim=0, keepdim=True)
-    levels = torch.round(image * (2**bit_depth - 1)).permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(levels.astype(np.uint8 if bit_depth == 8 else np.uint16))
 
 
 def encode_alpha(alpha: np.ndarray) -> bytes:

@@ -94,17 +94,27 @@ def pixels(latents: slice, origin: int = 0) -> slice:
 
 
 @torch.inference_mode()
-def synthesize(model: store.Model, latents: Tensor, level: int, region: Slices | None = None) -> Tensor:
-    """Latents [1, M, h, w], in steps -> images [1, 3, 16 h, 16 w] in [0, 1], window by window; or those of a region."""
+def synthesize(
+    model: store.Model, latents: Tensor, level: int, channels: int, depth: int, region: Slices | None = None
+) -> np.ndarray:
+    """Latents [1, M, h, w], in steps -> pixels [16 h, 16 w, channels] of so many bits, or those under a region."""
     height, width = latents.shape[2:]
     rows, columns = region or (slice(0, height), slice(0, width))
     size = LATENT * (rows.stop - rows.start), LATENT * (columns.stop - columns.start)
-    images = latents.new_empty(1, 3, *size)
+    picture = np.empty((*size, channels), np.uint8 if depth == 8 else np.uint16)
     for inner, outer in windows(model, height, width, region):
         window = latents[:, :, outer[0], outer[1]]
         made = synthesize_window(model, window, inner, outer, level)
-        images[:, :, pixels(inner[0], rows.start), pixels(inner[1], columns.start)] = made
-    return images.clamp_(0, 1)
+        picture[pixels(inner[0], rows.start), pixels(inner[1], columns.start)] = to_pixels(made, channels, depth)
+    return picture
+
+
+def to_pixels(images: Tensor, channels: int, depth: int) -> np.ndarray:
+    """Images [1, 3, H, W], nominally in [0, 1] -> pixels [H, W, channels] of so many bits, rounded."""
+    image = images[0].clamp(0, 1)
+    image = image if channels == 3 else image.mean(dim=0, keepdim=True)
+    levels: np.ndarray = torch.round(image * (2**depth - 1)).permute(1, 2, 0).cpu().numpy()
+    return levels
 
 
 @torch.no_grad()
