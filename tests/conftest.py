@@ -1,8 +1,12 @@
 """Pictures for every test. The photographs come with scikit-image, so that no third party's picture is committed."""
 
+import hypothesis
 import numpy as np
 import pytest
 import skimage.data
+
+hypothesis.settings.register_profile("same every time", derandomize=True)
+hypothesis.settings.load_profile("same every time")
 
 
 @pytest.fixture(scope="session")
