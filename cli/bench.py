@@ -4,12 +4,10 @@ from pathlib import Path
 
 import click
 
-from nic.cli.files import cores, report
+from nic.cli.files import cores, expand, report
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]
-
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -104,8 +102,9 @@ def bench(
         raise UsageError(
             f"nic bench needs more packages ({error.name} is missing): pip install 'nic[bench]'"
         ) from error
+    from nic.pixels import readable_suffixes
 
-    paths = [path for image in images for path in _files(image)]
+    paths = [Path(source) for image in images for source, _ in expand(image, readable_suffixes())]
     options = suite.Options(
         codecs=names or codecs.NAMES,
         metrics=metrics,
@@ -123,13 +122,3 @@ def bench(
     click.echo(f"{folder / 'report.html'}")
     if results.failed:
         click.get_current_context().exit(BadInput.exit_code)
-
-
-def _files(path: Path) -> list[Path]:
-    """A file, or the pictures in a folder."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not found:
-        raise BadInput(f"{path}: no picture in it has one of the suffixes {' '.join(sorted(SUFFIXES))}")
-    return found

@@ -16,6 +16,7 @@ __all__ = [
     "Done",
     "check_target",
     "cores",
+    "expand",
     "for_each",
     "jobs_option",
     "plan",
@@ -43,7 +44,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     for path in paths:
         if path == "-":
             raise UsageError("stdin (-) has no name: give IN and OUT instead of -o")
-        for source, relative in _expand(Path(path), wanted):
+        for source, relative in expand(Path(path), wanted):
             target = str(Path(folder, relative).with_suffix(suffix))
             if target in sources:
                 raise UsageError(f"{sources[target]} and {source} would both become {target}")
@@ -51,7 +52,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     return targets
 
 
-def _expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
+def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
     """(source, name relative to the output folder) of a file, or of the wanted files in a folder."""
     if not path.is_dir():
         yield str(path), Path(path.name)

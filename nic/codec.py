@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nic.bitstream.container import NicFile, Salvaged, pack, salvage, unpack
+from nic.bitstream.container import NicFile, Salvaged, cell_grid, pack, salvage, unpack
 from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import decode_cell, encode_cell
@@ -141,8 +141,10 @@ def assemble(
                 raise
             problems.append(str(error))
     model = load_model(header.model_id, device)
-    latents, lost = decode_latents(header, cells, model, needed(model, header, box))
-    conceal(latents, lost)
+    rows, columns = cell_grid(header)
+    whole = len(cells) == rows * columns
+    latents, lost = decode_latents(header, cells, model, needed(model, header, box) if whole else None)
+    conceal(latents, lost)  # from cells around them, which a part may not need
     pixels = crop_pixels(model, latents, header, box)
     return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b""), len(lost)
 

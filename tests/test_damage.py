@@ -161,6 +161,14 @@ def test_crop_reads_only_the_cells_that_it_needs(file: bytes) -> None:
         codec.decode_latents(file.header, cells, model, codec.needed(model, file.header, (1500, 1050, 600, 50)))
 
 
+def test_crop_of_a_lost_cell_is_a_part_of_the_whole(file: bytes) -> None:
+    """It is filled in from cells that the part alone would not need."""
+    damaged = damage(file, 1)
+    crop = (1400, 400, 60, 50)
+    expected = codec.crop_array(codec.recover(damaged).picture.pixels, crop).astype(int)
+    assert np.abs(codec.recover(damaged, crop=crop).picture.pixels - expected).max() <= 1
+
+
 def test_crop_with_alpha(photo: np.ndarray, ramp: np.ndarray) -> None:
     data = nic.encode(np.dstack([photo, ramp]), quality=15, effort=1)
     image = nic.decode(data, crop=(5, 7, 20, 10))

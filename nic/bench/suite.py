@@ -48,10 +48,6 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
     ``say`` gets one line for everything that is left out. Raises BadInput where nothing is left to measure,
     UsageError for unknown codecs or metrics, OutputExists where the folder cannot be written.
     """
-    try:
-        (folder / "crops").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
     labels, skipped = available_codecs(options.codecs)
     names = tuple(options.metrics or (QUICK_METRICS if options.quick else metrics.METRICS))
     if unknown := set(names) - set(metrics.METRICS):
@@ -65,6 +61,10 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
         raise BadInput(
             "nothing to measure: no codec is available" if sources else "nothing to measure: no usable picture"
         )
+    try:
+        (folder / "crops").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
     plan = measure.Plan(names, options.targets, options.weights, folder, options.quick)
     points = measure_points(sources, list(labels), plan, options.jobs, failed, say)
     rows = curves.means(points, labels)
