@@ -31,7 +31,8 @@ class TrainConfig:
 
     batch: int  # crops per step and process
     crop: int  # pixels, a multiple of 64
-    learning_rate: float  # peak, Adam
+    learning_rate: float  # peak
+    renew: int  # steps between renewals of the optimizer's eigenbases
     warmup_steps: int
     clip: float  # gradient norm
     ema: float  # decay of the averaged weights that ship

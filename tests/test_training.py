@@ -21,7 +21,7 @@ from nic.models.prior import ACTIVATION_MAX, STEPS, ExactConv, IntegerConv, step
 from nic.models.training import codebook
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.image import train
-from nic.models.training.widen import widened
+from nic.models.training.start import read_start, widened
 from nic.pixels import Picture
 
 CONFIG = """
@@ -41,6 +41,7 @@ lambda_max = 0.05
 batch = 2
 crop = 128
 learning_rate = 1e-3
+renew = 10
 warmup_steps = 5
 clip = 5.0
 ema = 0.9
@@ -134,13 +135,14 @@ def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageC
     assert 0 < (hard - residual)[0][selected].square().mean() < residual[0][selected].square().mean()
 
 
-def test_a_run_starts_from_one_with_fewer_latents_and_other_rates(
+def test_a_run_starts_from_one_with_fewer_latents_and_blocks_and_other_rates(
     checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], data: Path, tmp_path: Path
 ) -> None:
     """Widened, a codec decodes to the same picture: at the same lambda, also where that is another quality."""
     old = configs[0]
     ratio = (old.lambda_max / old.lambda_min) ** (1 / 7)  # from one of the eight knots over quality to the next
     new = dataclasses.replace(old, latent=48, lambda_max=old.lambda_max * ratio, lambda_min=old.lambda_min * ratio)
+    new = dataclasses.replace(new, trunk_blocks=2, deep_blocks=2, prior_blocks=3)
     narrow, wide = ImageCodec(old), ImageCodec(new)
     state = torch.load(checkpoint, weights_only=True)["average"]
     narrow.load_state_dict(state)
@@ -151,6 +153,24 @@ def test_a_run_starts_from_one_with_fewer_latents_and_other_rates(
     assert torch.allclose(before["images"], after["images"], atol=1e-4)
     longer = train(new, configs[1], [data], tmp_path, minutes=0.05, start_from=checkpoint)
     assert torch.load(longer, weights_only=True)["average"]["analysis.latent.weight"].shape == (48, 32, 1, 1)
+
+
+def test_a_run_starts_from_a_weight_file(
+    weights: Path, configs: tuple[ImageConfig, TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float weights made of a weight file's integers predict what the integers do, to a few 1/64 of a step."""
+    monkeypatch.setattr(store, "WEIGHTS", weights.parent)
+    state, config = read_start(weights)
+    assert config == configs[0]
+    model = ImageCodec(config)
+    model.load_state_dict(state)
+    features, latents = (64 * torch.randn(1, channels, 8, 8) for channels in (config.prior, config.latent))
+    quality = torch.tensor([18.0])
+    with torch.no_grad():
+        trained, integer = model.prior, store.load(weights.stem).prior
+        for a, b in zip(trained.step(0, features, latents), integer.step(0, features.round(), latents), strict=True):
+            assert (a - b).abs().max() < 8 and a.std() > 0
+        assert (trained.quality(quality) - integer.quality(quality)).abs().max() <= 0.5
 
 
 def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig, TrainConfig
 from nic.models.training.data import Photos, read_photos
-from nic.models.training.widen import widened
+from nic.models.training.soap import Soap, matrices
+from nic.models.training.start import read_start, widened
 from nic.models.transforms import QUALITY_INDICES
 from nic.models.vq import Codebooks
 
@@ -106,12 +107,14 @@ def train(
     workers: int = 2,
     start_from: Path | None = None,
     codebooks: Codebooks | None = None,
+    bfloat16: bool = False,
 ) -> Path:
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint.
 
     ``run`` gets config.json, log.jsonl and last.pt; an unfinished run found there is resumed. ``start_from`` takes
-    the averaged weights of another run's checkpoint instead of fresh ones; that codec may have fewer latents and other
-    rates. With ``codebooks``, the synthesis learns from latents that are vector-quantized as in coding, not rounded.
+    the averaged weights of another run's checkpoint, or a weight file's, instead of fresh ones; that codec may have
+    fewer latents or blocks and other rates. With ``codebooks``, the synthesis learns from latents that are
+    vector-quantized as in coding, not rounded. ``bfloat16`` is the precision of the transforms' convolutions.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -123,18 +126,22 @@ def train(
     validation = read_photos(data, "val", workers)[:16] if rank == 0 else []
 
     model = ImageCodec(config).to(where, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
+    parameters = list(model.parameters())
+    inner = matrices(model)
+    others = [parameter for parameter in parameters if all(parameter is not matrix for matrix in inner)]
+    rate = options.learning_rate
+    optimizers = [Soap(inner, rate, options.renew), torch.optim.Adam(others, rate, fused=True)]
     model.start_from_dct()
     model.codebooks = codebooks.to(where) if codebooks else None
     if start_from:
-        start = torch.load(start_from, map_location=where, weights_only=True)
-        model.load_state_dict(widened(start["average"], ImageConfig(**start["config"]), model, config))
+        model.load_state_dict(widened(*read_start(start_from), model, config))
     average, step, spent = Average(model, options.ema), 0, 0.0
     checkpoint = run / "last.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=where, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         average.values, step, spent = state["average"], state["step"], state["seconds"]
     (run / "config.json").write_text(json.dumps({"model": vars(config), "train": vars(options)}, indent=1))
 
@@ -142,28 +149,28 @@ def train(
     torch.manual_seed(options.seed + step + 1_000_000 * rank)
     schedule = Schedule(minutes, options.warmup_steps, spent)
     log = Log(run / "log.jsonl", rank)
-    parameters = list(model.parameters())
     saved = time.monotonic()
     while not schedule.done:
         images = photos.crops(options.batch, options.crop)
         quality = torch.rand(options.batch, device=where) * (QUALITY_INDICES - 1)
-        with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+        with torch.autocast(where.type, torch.bfloat16, enabled=bfloat16):
             loss, parts = model.loss(images, quality)
         loss.backward()
         schedule.tick(parameters, world)
         norm = nn.utils.clip_grad_norm_(parameters, options.clip, foreach=True)
         if torch.isfinite(norm):
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * schedule.factor(step)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = options.learning_rate * schedule.factor(step)
+                optimizer.step()
             average.update(model, step)
         else:
             log.skipped(step)
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         step += 1
         log.add(step, loss, parts, norm, options.batch * world, schedule)
         if rank == 0 and (schedule.done or time.monotonic() - saved > 120):
-            save(checkpoint, model, optimizer, average, step, schedule.spent, config)
+            save(checkpoint, model, optimizers, average, step, schedule.spent, config)
             saved = time.monotonic()
     if rank == 0:
         model.load_state_dict(average.values)
@@ -178,14 +185,15 @@ def train(
 def save(
     path: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: Average,
     step: int,
     seconds: float,
     config: ImageConfig,
 ) -> None:
     partial = path.with_suffix(".partial")
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
+    state = {"model": model.state_dict(), "average": average.values}
+    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     torch.save(state | {"step": step, "seconds": seconds, "config": dataclasses.asdict(config)}, partial)
     partial.replace(path)
 

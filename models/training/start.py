@@ -1,17 +1,49 @@
-"""Starting a codec from the weights of one with fewer latents, or for other rates."""
+"""What a training run starts from: another run, shipped weights, or a smaller codec's."""
 
+import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nic.models.config import ImageConfig
-from nic.models.prior import GROUP
+from nic.models.prior import GROUP, UNIT, QualityTable
 
-__all__ = ["widened"]
+__all__ = ["read_start", "widened"]
 
 NEW_ROWS = 0.1  # what new latents keep of their random weights, so that they start with few bits
+LAST_LAYERS = ("leave", "contract")  # of the residual branches of blocks
 NEW_SCALE = -2.0  # and what the context predicts of their scale: 16 classes below the middle, a deviation of 0.25
+
+
+def read_start(path: Path) -> tuple[dict[str, Tensor], ImageConfig]:
+    """A codec's float weights and config: the averaged ones of a checkpoint (.pt), or those of a weight file."""
+    if path.suffix == ".pt":
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint["average"], ImageConfig(**checkpoint["config"])
+    with safe_open(path, framework="pt") as file:
+        config = ImageConfig(**json.loads(file.metadata()["config"]))
+    tensors = {name: value.float() for name, value in load_file(path).items() if not name.startswith("codebooks.")}
+    return dict(to_float(tensors)), config
+
+
+def to_float(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """A weight file's tensors as training names them: the prior's integers divided by their scales."""
+    for name, value in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        scale = torch.exp2(tensors[f"{layer}.shift"]) if f"{layer}.shift" in tensors else None
+        if kind == "table":
+            yield f"{layer}.knots", value[:: (len(value) - 1) // (QualityTable.KNOTS - 1)] / UNIT
+        elif scale is None:
+            yield name, value
+        elif kind == "weight":
+            yield name, value / scale[:, None, None, None]
+        elif kind == "bias":
+            yield name, value / scale / UNIT
 
 
 @torch.no_grad()
@@ -19,8 +51,9 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
     """The state of ``model`` (config ``new``) that computes what ``state`` (config ``old``) does.
 
     Every chunk of channels gets its share of the new latents, behind its old ones; the synthesis and the context
-    start by ignoring them. Tables over quality are resampled to the new trade-offs, and continued in a straight line
-    beyond the old ones. The configs may differ in ``latent``, ``lambda_min`` and ``lambda_max`` only.
+    start by ignoring them. Blocks that the old codec lacks start as the identity. Tables over quality are resampled to
+    the new trade-offs, and continued in a straight line beyond the old ones. The configs may differ in ``latent``,
+    ``lambda_min``, ``lambda_max`` and in numbers of blocks only.
     """
     latents = chunkwise(old.latent, new.latent)
     groups = chunkwise(old.latent // GROUP, new.latent // GROUP)
@@ -32,6 +65,9 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
     }
     result = {}
     for name, fresh in model.state_dict().items():
+        if name not in state:
+            result[name] = torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
+            continue
         value = state[name]
         if name.endswith("knots"):
             value = resampled(value, old, new)
