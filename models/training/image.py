@@ -192,7 +192,7 @@ def save(
     config: ImageConfig,
 ) -> None:
     partial = path.with_suffix(".partial")
-    state = {"model": model.state_dict(), "average": average.values}
+    state: dict[str, Any] = {"model": model.state_dict(), "average": average.values}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     torch.save(state | {"step": step, "seconds": seconds, "config": dataclasses.asdict(config)}, partial)
     partial.replace(path)
