@@ -17,7 +17,7 @@ from nic.models.vq import RATE_WEIGHT
 
 __all__ = ["ITERATIONS", "Coded", "refine"]
 
-ITERATIONS = {1: 0, 2: 1, 3: 2, 4: 3, 5: 5, 6: 9, 7: 16, 8: 32, 9: 75}  # for each effort
+ITERATIONS = {1: 0, 2: 1, 3: 3, 4: 6, 5: 10, 6: 16, 7: 24, 8: 40, 9: 75}  # for each effort
 CURVATURE = 0.6 / RATE_WEIGHT  # half the second derivative of the cost in a latent, bits per squared step; measured
 DAMPING = 0.3  # share of the way to the new targets
 BACK_OFF = 0.6  # what DAMPING is multiplied by after a step that made it worse
