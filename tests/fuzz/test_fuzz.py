@@ -1,0 +1,78 @@
+"""What must hold for any bytes at all, on files that a fuzzer found to matter; fuzz.py looks for more of them.
+
+Each target has a folder of such files: small ones that together reach every branch, and every one that ever failed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from nic import codec
+from nic.bitstream.container import pack, salvage, unpack
+from nic.describe import describe
+from nic.errors import NicError
+from nic.pixels import Picture
+
+FOLDER = Path(__file__).parent
+PIXELS = 2**14  # larger pictures only take longer
+Result = TypeVar("Result")
+
+
+def container(data: bytes) -> None:
+    """`unpack`, `salvage` and `describe` agree on what is intact, and `pack` writes what `unpack` reads."""
+    file, salvaged, description = (attempt(read, data) for read in (unpack, salvage, describe))
+    assert isinstance(description, NicError) == isinstance(file, NicError)
+    if isinstance(salvaged, NicError):
+        assert isinstance(file, NicError)
+        return
+    assert isinstance(file, NicError) == bool(salvaged.problems)
+    assert all(line and "\n" not in line for line in salvaged.problems)
+    if not isinstance(file, NicError):
+        assert not salvaged.truncated and salvaged.cells == dict(enumerate(file.cells))
+        assert unpack(pack(file)) == file
+
+
+def decode(data: bytes) -> None:
+    """A picture comes only from an intact file, or with problems told; it is the same by every way."""
+    salvaged = attempt(salvage, data)
+    if not isinstance(salvaged, NicError) and salvaged.header.width * salvaged.header.height > PIXELS:
+        return
+    picture, recovered, error = (attempt(way, data) for way in (codec.decompress, codec.recover, codec.verify))
+    assert isinstance(picture, NicError) == isinstance(error, NicError)
+    if isinstance(picture, Picture):
+        assert isinstance(recovered, codec.Recovered) and not recovered.problems
+        assert np.array_equal(recovered.picture.pixels, picture.pixels)
+    if isinstance(recovered, codec.Recovered):
+        assert not isinstance(salvaged, NicError)
+        assert recovered.picture.pixels.shape[:2] == (salvaged.header.height, salvaged.header.width)
+        assert isinstance(picture, NicError) == bool(recovered.problems)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"container": container, "decode": decode}
+
+
+def attempt(function: Callable[[bytes], Result], data: bytes) -> Result | NicError:
+    try:
+        return function(data)
+    except NicError as error:
+        assert str(error) and "\n" not in str(error)
+        return error
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [(target, path) for target in TARGETS for path in sorted((FOLDER / target).iterdir())],
+    ids=lambda value: value.name if isinstance(value, Path) else value,
+)
+def test_what_the_fuzzer_found(target: str, path: Path) -> None:
+    TARGETS[target](path.read_bytes())
+
+
+def test_the_corpus_reaches_pictures_and_every_kind_of_refusal() -> None:
+    outcomes = [attempt(codec.recover, path.read_bytes()) for path in sorted((FOLDER / "decode").iterdir())]
+    kinds = {type(outcome).__name__ for outcome in outcomes}
+    assert {"Recovered", "BadFile", "UnsupportedFile", "UnknownModel"} <= kinds
+    assert any(isinstance(outcome, codec.Recovered) and outcome.problems for outcome in outcomes)
