@@ -1,12 +1,13 @@
 """nic compress."""
 
 import os
+import time
 from functools import partial
 from typing import Any
 
 import click
 
-from nic.cli.files import Done, check_target, for_each, jobs_option, plan, read, resume_option, write
+from nic.cli.files import Done, check_target, for_each, jobs_option, picture_bar, plan, read, resume_option, write
 from nic.errors import UsageError
 
 __all__ = ["compress"]
@@ -77,7 +78,7 @@ def compress(
     """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout.
 
     Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
-    One line a file goes to stderr: width, height, size, bits per pixel.
+    One line a file goes to stderr: width, height, size, bits per pixel, speed.
     """
     from nic.pixels import readable_suffixes
 
@@ -105,13 +106,17 @@ def _compress_one(
         return Done()
     check_target(target, force)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
+    start = time.monotonic()
     picture = load(read(source))
-    encoded = codec.compress(picture, **options)
+    with picture_bar(source, quiet):
+        encoded = codec.compress(picture, **options)
     write(target, encoded.data)
     height, width, _ = picture.pixels.shape
     lines = [f"nic: {source}: {encoded.note}"] if encoded.note else []
     if not quiet:
         length = len(encoded.data)
         bits_per_pixel = 8 * length / (width * height)
-        lines.append(f"{source} -> {target}  {width}x{height}  {length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp")
+        speed = width * height / 1e6 / (time.monotonic() - start)
+        figures = f"{length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp  {speed:.2g} Mpx/s"
+        lines.append(f"{source} -> {target}  {width}x{height}  {figures}")
     return Done(tuple(lines), width * height)

@@ -2,12 +2,13 @@
 
 import functools
 import os
+import time
 from io import BytesIO
 from pathlib import Path
 
 import click
 
-from nic.cli.files import Done, check_target, for_each, jobs_option, plan, read, resume_option, write
+from nic.cli.files import Done, check_target, for_each, jobs_option, picture_bar, plan, read, resume_option, write
 from nic.errors import BadFile, Concealed
 
 __all__ = ["decompress"]
@@ -98,7 +99,9 @@ def _decompress_one(
     if resume and os.path.isfile(target):
         return Done()
     check_target(target, force)
-    result = codec.recover(read(source), crop=crop, device=device)
+    start = time.monotonic()
+    with picture_bar(source, quiet):
+        result = codec.recover(read(source), crop=crop, device=device)
     if result.truncated and not partial:
         raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
     file = BytesIO()
@@ -109,4 +112,5 @@ def _decompress_one(
         lost = f"{result.concealed} cell(s) are filled in" if result.concealed else "its pixels are whole"
         raise Concealed(f"{result.problems[0]}{more}; {target} is written, {lost}")
     height, width, _ = result.picture.pixels.shape
-    return Done(() if quiet else (f"{source} -> {target}  {width}x{height}",), width * height)
+    speed = width * height / 1e6 / (time.monotonic() - start)
+    return Done(() if quiet else (f"{source} -> {target}  {width}x{height}  {speed:.2g} Mpx/s",), width * height)

@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ __all__ = [
     "expand",
     "for_each",
     "jobs_option",
+    "picture_bar",
     "plan",
     "read",
     "report",
@@ -143,6 +145,20 @@ def report(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stderr)
+
+
+@contextmanager
+def picture_bar(source: str, quiet: bool) -> Iterator[None]:
+    """A progress bar on a terminal for the coding in here, if it takes more than a second; none in another process."""
+    from multiprocessing import parent_process
+
+    from tqdm import tqdm
+
+    from nic.progress import watched
+
+    hidden = quiet or not sys.stderr.isatty() or parent_process() is not None
+    with tqdm(desc=source, unit="step", delay=1, leave=False, disable=hidden) as bar, watched(bar):
+        yield
 
 
 def read(source: str) -> bytes:

@@ -23,6 +23,7 @@ from nic.models import store
 from nic.models.prior import UNIT
 from nic.models.transforms import lambda_of
 from nic.pixels import Picture
+from nic.progress import advance, expect
 from nic.windows import (
     LATENT,
     Slices,
@@ -41,6 +42,7 @@ __all__ = ["Crop", "Encoded", "Recovered", "compress", "decompress", "load_model
 
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
 LEVELS = 252  # highest quality level: quarters of a quality index
+SEARCHED = 9  # levels that a search tries: bisection takes 8, and the neighbour of what it finds may be one more
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def compress(
         raise UsageError(f"effort {effort} is outside 1 to 9")
     encoder = PictureEncoder(picture, load_model(store.DEFAULT, device), effort)
     height, width = picture.pixels.shape[:2]
+    expect(encoder.steps(decoding=psnr is not None) * (SEARCHED if targets else 1))
     if bpp is not None:
         level, note = encoder.search_size(bpp * height * width / 8, nearest=True)
     elif size is not None:
@@ -97,7 +100,7 @@ def compress(
         level, note = encoder.search_psnr(psnr)
     else:
         level, note = round(quality / 100 * LEVELS), ""
-    return Encoded(encoder.encode(level)[0], level / LEVELS * 100, note)
+    return Encoded(encoder.file(level), level / LEVELS * 100, note)
 
 
 def decompress(data: bytes, *, crop: Crop | None = None, device: str = "auto") -> Picture:
@@ -143,6 +146,8 @@ def assemble(
     model = load_model(header.model_id, device)
     rows, columns = cell_grid(header)
     whole = len(cells) == rows * columns
+    if box[2:] == (header.width, header.height):
+        expect(len(cells) + rows * columns)
     latents, lost = decode_latents(header, cells, model, needed(model, header, box) if whole else None)
     conceal(latents, lost)  # from cells around them, which a part may not need
     pixels = crop_pixels(model, latents, header, box)
@@ -185,16 +190,22 @@ class PictureEncoder:
         self.model = model
         self.iterations = ITERATIONS[effort]
         self.alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
-        self.tried: dict[int, tuple[bytes, Tensor]] = {}
+        self.files: dict[int, bytes] = {}  # of the levels tried so far; their latents would be many times larger
+        self.psnrs: dict[int, float] = {}
 
-    def encode(self, level: int) -> tuple[bytes, Tensor]:
-        """The file at a quality level, and the latents that it decodes to."""
-        if level not in self.tried:
-            self.tried[level] = self._encode(level)
-        return self.tried[level]
+    def steps(self, decoding: bool) -> int:
+        """What one level takes: analysis and coding, where refined with several codings and gradients, and decoding."""
+        cells = len(cell_slices(*latent_grid(*self.picture.pixels.shape[:2])))
+        return cells * ((3 + 2 * self.iterations if self.iterations else 2) + decoding)
+
+    def file(self, level: int) -> bytes:
+        if level not in self.files:
+            self.encode(level)
+        return self.files[level]
 
     @torch.no_grad()
-    def _encode(self, level: int) -> tuple[bytes, Tensor]:
+    def encode(self, level: int) -> tuple[bytes, Tensor]:
+        """The file at a quality level, and the latents that it decodes to."""
         model, picture = self.model, self.picture
         height, width, channels = picture.pixels.shape
         quality = torch.tensor([level / 4], device=model.device)
@@ -211,17 +222,19 @@ class PictureEncoder:
         depth = 8 * picture.pixels.itemsize
         header = Header(Kind.IMAGE, Mode.FIDELITY, width, height, channels, depth, level, model.id)
         metadata = (picture.icc or None, picture.exif or None, picture.xmp or None)
-        return pack(NicFile(header, coded.cells, *metadata, self.alpha)), coded.latents
+        self.files[level] = pack(NicFile(header, coded.cells, *metadata, self.alpha))
+        return self.files[level], coded.latents
 
     def size_at(self, level: int) -> int:
-        return len(self.encode(level)[0])
+        return len(self.file(level))
 
     def psnr_at(self, level: int) -> float:
-        file, latents = self.encode(level)
-        height, width = self.picture.pixels.shape[:2]
-        pixels = crop_pixels(self.model, latents, unpack(file).header, (0, 0, width, height))
-        error = (pixels.astype(np.float64) - self.picture.pixels) / np.iinfo(pixels.dtype).max
-        return -10 * math.log10(max(float(np.square(error).mean()), 1e-12))
+        if level not in self.psnrs:
+            file, latents = self.encode(level)
+            height, width = self.picture.pixels.shape[:2]
+            pixels = crop_pixels(self.model, latents, unpack(file).header, (0, 0, width, height))
+            self.psnrs[level] = psnr(pixels, self.picture.pixels)
+        return self.psnrs[level]
 
     def search_size(self, target: float, nearest: bool = False) -> tuple[int, str]:
         """The highest level whose file is no larger than ``target`` bytes, or the level nearest to it."""
@@ -234,6 +247,13 @@ class PictureEncoder:
         """The lowest level that reaches ``target`` dB."""
         best = min(first_level(lambda level: self.psnr_at(level) >= target), LEVELS)
         return best, missed(self.psnr_at(best), target, best, "dB")
+
+
+def psnr(decoded: np.ndarray, original: np.ndarray) -> float:
+    """dB over all samples [H, W, C]; row by row, because the differences are eight times as large as the pixels."""
+    rows = zip(decoded, original, strict=True)
+    error = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in rows) / original.size
+    return -10 * math.log10(max(error / np.iinfo(original.dtype).max ** 2, 1e-12))
 
 
 def first_level(reached: Callable[[int], bool]) -> int:
@@ -259,6 +279,7 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
         )
         cells.append(payload)
         latents[:, :, rows, columns] = decoded / UNIT
+        advance()
     return Coded(tuple(cells), latents)
 
 
@@ -284,6 +305,7 @@ def decode_latents(
         if latents is None:  # a false claim of a huge picture has failed before this
             latents = cell.new_empty(1, cell.shape[1], height, width)
         latents[:, :, rows, columns] = cell / UNIT
+        advance()
     if latents is None:
         raise BadFile("damaged file: no cell is intact")
     return latents, lost

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nic.models import store
 from nic.models.prior import CELL
+from nic.progress import advance
 
 __all__ = [
     "LATENT",
@@ -106,6 +107,7 @@ def synthesize(
         window = latents[:, :, outer[0], outer[1]]
         made = synthesize_window(model, window, inner, outer, level)
         picture[pixels(inner[0], rows.start), pixels(inner[1], columns.start)] = to_pixels(made, channels, depth)
+        advance()
     return picture
 
 
@@ -125,6 +127,7 @@ def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[T
     for inner, outer in windows(model, height, width):
         latents = model.analysis(to_images(picture, outer, model.device), quality)
         y[:, :, inner[0], inner[1]] = within(latents, inner, outer)
+        advance()
     z = torch.empty(1, model.config.hyper, height // HYPER, width // HYPER, device=model.device)
     for inner in cell_slices(height, width):
         outer = grow(inner, HYPER, height, width)  # it depends on three latents around, and steps are HYPER wide
@@ -176,4 +179,5 @@ def distortion_gradient(
             error = weight * (decoded[:, :, :height, :width] - original).square().sum()
             gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
         total += error.item()
+        advance()
     return total, gradient

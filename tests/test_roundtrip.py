@@ -12,6 +12,7 @@ from nic.bitstream.entropy import Encoder, ideal_bits
 from nic.errors import UsageError
 from nic.models.transforms import lambda_of
 from nic.pixels import Picture
+from nic.progress import watched
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -128,3 +129,38 @@ def test_payload_is_as_long_as_its_symbols_need(monkeypatch: pytest.MonkeyPatch)
         payload = len(unpack(data).cells[0])
         assert sum(bits) / 8 <= payload <= 1.001 * sum(bits) / 8 + 8
         assert len(data) <= 1.001 * sum(bits) / 8 + 64
+
+
+class Steps:
+    total: float | None = None
+    done = 0
+
+    def update(self, n: float | None = 1) -> None:
+        self.done += 1
+
+
+@pytest.mark.parametrize("options", [{"effort": 1}, {"effort": 3}, {"effort": 2, "psnr": 28}, {"effort": 1, "bpp": 1}])
+def test_progress_is_what_was_expected(options: dict[str, float]) -> None:
+    pixels = np.tile(skimage.data.chelsea()[:64], (1, 3, 1))[:, :1100]
+    with watched(encoding := Steps()):
+        data = codec.compress(Picture(pixels), **options).data
+    assert encoding.done == encoding.total or (
+        len(options) == 2 and encoding.total / 2 < encoding.done < encoding.total
+    )
+    with watched(decoding := Steps()):
+        codec.decompress(data)
+    assert decoding.done == decoding.total == 2 * 2
+
+
+def test_a_search_codes_no_level_twice_and_keeps_no_latents(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+    analyze = codec.analyze
+    monkeypatch.setattr(codec, "analyze", lambda *args: (levels.append(float(args[2])), analyze(*args))[1])
+    encoder = codec.PictureEncoder(Picture(photo), codec.load_model("fidelity", "cpu"), effort=1)
+    best, _ = encoder.search_psnr(29)
+    encoder.file(best)
+    assert len(levels) == len(set(levels)) > 5
+    best, _ = encoder.search_size(700, nearest=True)
+    encoder.file(best)
+    assert len(levels) == len(set(levels))
+    assert all(isinstance(kept, bytes) for kept in encoder.files.values())

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
-from io import BytesIO
+import time
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import click.testing
@@ -17,6 +19,7 @@ from PIL import Image
 from nic.cli import files
 from nic.cli.main import cli
 from nic.errors import BadInput, OutputExists, UsageError
+from nic.progress import advance, expect
 
 NIC = [sys.executable, "-m", "nic"]
 
@@ -45,7 +48,7 @@ def test_compress_and_decompress(pictures: Path, photo: np.ndarray, tmp_path: Pa
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"{pictures / 'photo.png'} -> {target}  80x96  ")
-    assert line.endswith(" bpp")
+    assert re.search(r" bpp  [\d.e-]+ Mpx/s$", line)
     assert nic("decompress", target, tmp_path / "photo.webp", "--quiet").output == ""
     with Image.open(tmp_path / "photo.webp") as image:
         assert image.format == "WEBP"
@@ -247,6 +250,23 @@ def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
     files.check_target(os.devnull, force=False)
     files.write(os.devnull, b"new")
     assert not Path(os.devnull).is_file()
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_progress_within_a_picture(terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = Terminal() if terminal else StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with files.picture_bar("large.png", quiet):
+        expect(4)
+        advance()
+        time.sleep(1.1)  # shorter work shows no bar
+        advance()
+    assert ("large.png:  50%" in stderr.getvalue()) == (terminal and not quiet)
 
 
 # As real processes
