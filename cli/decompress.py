@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import time
 from io import BytesIO
 from pathlib import Path
@@ -101,7 +102,10 @@ def _decompress_one(
     check_target(target, force)
     start = time.monotonic()
     with picture_bar(source, quiet):
-        result = codec.recover(read(source), crop=crop, device=device)
+        if source == "-" and crop is None:
+            result = codec.recover_stream(iter(functools.partial(sys.stdin.buffer.read1, 2**16), b""), device=device)
+        else:
+            result = codec.recover(read(source), crop=crop, device=device)
     if result.truncated and not partial:
         raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
     file = BytesIO()

@@ -3,7 +3,8 @@
 import bisect
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nic.bitstream.arrival import Arrival
 from nic.bitstream.container import NicFile, Salvaged, cell_grid, pack, salvage, unpack
 from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import decode_cell, encode_cell
 from nic.conceal import conceal
 from nic.effort import ITERATIONS, Coded, refine
-from nic.errors import BadFile, UsageError
+from nic.errors import BadFile, NicError, UsageError
 from nic.models import store
 from nic.models.prior import UNIT
 from nic.models.transforms import lambda_of
@@ -38,9 +40,20 @@ from nic.windows import (
     synthesize,
 )
 
-__all__ = ["Crop", "Encoded", "Recovered", "compress", "decompress", "load_model", "recover", "verify"]
+__all__ = [
+    "Crop",
+    "Encoded",
+    "Recovered",
+    "compress",
+    "decompress",
+    "load_model",
+    "recover",
+    "recover_stream",
+    "verify",
+]
 
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
+Ahead = dict[int, tuple[bytes, Tensor]]  # by the cell's index: its words, and what they decode to
 LEVELS = 252  # highest quality level: quarters of a quality index
 SEARCHED = 9  # levels that a search tries: bisection takes 8, and the neighbour of what it finds may be one more
 
@@ -112,16 +125,29 @@ def decompress(data: bytes, *, crop: Crop | None = None, device: str = "auto") -
     return assemble(file, dict(enumerate(file.cells)), crop, device)[0]
 
 
-def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto") -> Recovered:
+def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto", ahead: Ahead | None = None) -> Recovered:
     """What can be decoded of a damaged or cut .nic file; lost cells are filled smoothly from those around them.
 
-    Raises BadFile where the header or all cells are lost, and for cells that are intact but no encoder's work;
-    otherwise as ``decompress``.
+    ahead: cells that are decoded already. Raises BadFile where the header or all cells are lost, and for cells that
+    are intact but no encoder's work; otherwise as ``decompress``.
     """
     file = salvage(data)
     problems = list(file.problems)
-    picture, lost = assemble(file, file.cells, crop, device, problems)
+    picture, lost = assemble(file, file.cells, crop, device, problems, ahead)
     return Recovered(picture, tuple(problems), lost, file.truncated)
+
+
+def recover_stream(blocks: Iterable[bytes], *, device: str = "auto") -> Recovered:
+    """As ``recover``, of a file that is still coming in: each cell is decoded while the next blocks are awaited."""
+    arrival, ahead = Arrival(), Ahead()
+    for block in blocks:
+        for header, index, words in arrival.feed(block):
+            slices = cell_slices(*latent_grid(header.height, header.width))
+            if index < len(slices):
+                with suppress(NicError):  # the whole file decides what an error in it means
+                    model = load_model(header.model_id, device)
+                    ahead[index] = words, decode_words(model, words, slices[index], header)
+    return recover(bytes(arrival.data), device=device, ahead=ahead)
 
 
 def assemble(
@@ -130,6 +156,7 @@ def assemble(
     crop: Crop | None,
     device: str,
     problems: list[str] | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Picture, int]:
     """The picture or a part of it, and how many of its cells are concealed: none without ``problems`` to take down."""
     header = file.header
@@ -148,7 +175,7 @@ def assemble(
     whole = len(cells) == rows * columns
     if box[2:] == (header.width, header.height):
         expect(len(cells) + rows * columns)
-    latents, lost = decode_latents(header, cells, model, needed(model, header, box) if whole else None)
+    latents, lost = decode_latents(header, cells, model, needed(model, header, box) if whole else None, ahead)
     conceal(latents, lost)  # from cells around them, which a part may not need
     pixels = crop_pixels(model, latents, header, box)
     return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b""), len(lost)
@@ -285,7 +312,11 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
 
 @torch.inference_mode()
 def decode_latents(
-    header: Header, cells: Mapping[int, bytes], model: store.Model, region: Slices | None = None
+    header: Header,
+    cells: Mapping[int, bytes],
+    model: store.Model,
+    region: Slices | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Tensor, list[Slices]]:
     """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths; and the cells that are not there.
 
@@ -300,8 +331,9 @@ def decode_latents(
         if index not in cells:
             lost.append((rows, columns))
             continue
-        size = rows.stop - rows.start, columns.stop - columns.start
-        cell = decode_cell(model, entropy_tables(model), cells[index], *size, header.quality / 4)
+        words, cell = (ahead or {}).pop(index, (b"", None))
+        if cell is None or words != cells[index]:
+            cell = decode_words(model, cells[index], (rows, columns), header)
         if latents is None:  # a false claim of a huge picture has failed before this
             latents = cell.new_empty(1, cell.shape[1], height, width)
         latents[:, :, rows, columns] = cell / UNIT
@@ -309,6 +341,13 @@ def decode_latents(
     if latents is None:
         raise BadFile("damaged file: no cell is intact")
     return latents, lost
+
+
+def decode_words(model: store.Model, words: bytes, place: Slices, header: Header) -> Tensor:
+    """The latents [1, M, h, w] of the cell at a place of the grid, fixed point; raises BadFile."""
+    height, width = (side.stop - side.start for side in place)
+    with torch.inference_mode():
+        return decode_cell(model, entropy_tables(model), words, height, width, header.quality / 4)
 
 
 def check_crop(box: Crop, header: Header) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click.testing
@@ -91,6 +92,56 @@ def test_swapped_dropped_and_repeated_cells_are_found(file: bytes, whole: np.nda
         result = codec.recover(data)
         assert result.problems and result.concealed == concealed
         assert concealed or np.array_equal(result.picture.pixels, whole)
+
+
+def blocks_of(data: bytes, chance: random.Random) -> Iterator[bytes]:
+    """The same bytes as they may come through a pipe."""
+    start = 0
+    while start < len(data):
+        end = start + chance.choice([1, 5, 200, 5000])
+        yield data[start:end]
+        start = end
+
+
+def test_a_stream_is_decoded_while_it_comes_in(file: bytes, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode_cell = codec.decode_cell
+    monkeypatch.setattr(codec, "decode_cell", lambda *args: (decoded.append(args[2]), decode_cell(*args))[1])
+
+    def blocks() -> Iterator[bytes]:
+        cut = file.index(codec.unpack(file).cells[4])
+        yield from blocks_of(file[:cut], random.Random(0))
+        assert len(decoded) == 4
+        yield file[cut:]
+
+    result = codec.recover_stream(blocks())
+    assert np.array_equal(result.picture.pixels, whole) and not result.problems
+    assert decoded == list(codec.unpack(file).cells)
+
+
+def test_a_damaged_stream_gives_what_the_damaged_file_gives(photo: np.ndarray, ramp: np.ndarray) -> None:
+    file = codec.compress(Picture(np.tile(photo[:1], (1, 27, 1)), np.tile(ramp[:1], (1, 27))), quality=0, effort=1).data
+    intact = codec.unpack(file)
+    forged = pack(NicFile(intact.header, (intact.cells[0], b"1234", intact.cells[2])))
+    twice = forged.removesuffix(file[-9:]) + b"".join(raw_chunks(file)[2:])
+    outcomes = []
+    for seed in range(24):
+        chance = random.Random(seed)
+        data = [file, forged, twice][seed] if seed < 3 else damaged(file, chance)
+        whole = outcome(codec.recover, data)
+        assert whole == outcome(codec.recover_stream, blocks_of(data, chance))
+        outcomes.append(whole)
+    assert {True, False} == {outcome.startswith("Recovered") for outcome in outcomes}
+
+
+def outcome(recover: Callable[..., codec.Recovered], data: object) -> str:
+    try:
+        result = recover(data)
+    except NicError as error:
+        return repr(error)
+    picture = result.picture
+    alpha = None if picture.alpha is None else picture.alpha.tobytes()
+    return f"Recovered {result.problems} {result.concealed} {picture.pixels.tobytes()!r} {alpha!r}"
 
 
 def raw_chunks(file: bytes) -> list[bytes]:

@@ -1,0 +1,50 @@
+"""A .nic file that is still coming in: its cells can be decoded before its end is there."""
+
+from collections.abc import Iterator
+
+from nic.bitstream.container import SIGNATURE, Chunk, chunks
+from nic.bitstream.fields import Reader
+from nic.bitstream.header import Header, unpack_header
+from nic.errors import NicError
+
+__all__ = ["Arrival"]
+
+CHUNK_MIN = 9  # bytes: the tag, one of length, no payload, the CRC
+
+
+class Arrival:
+    """Collects a file's bytes in `data` and finds the cells at its front, up to the first defect if there is one.
+
+    What is found is not checked against the rest of the file: `unpack` or `salvage` of `data` has the last word.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._position = len(SIGNATURE)  # of the next chunk
+        self._header: Header | None = None
+
+    def feed(self, block: bytes) -> Iterator[tuple[Header, int, bytes]]:
+        """The header, index and words of each cell that is complete with these bytes."""
+        self.data += block
+        try:
+            while chunk := self._next_chunk():
+                if chunk.tag == "HEAD":
+                    self._header = unpack_header(chunk.payload)
+                elif chunk.tag == "CELL" and self._header:
+                    reader = Reader(chunk.payload, "CELL chunk")
+                    index = reader.varint()
+                    yield self._header, index, reader.take(reader.remaining)
+        except NicError:
+            self._position = 2**64  # nothing after a defect is taken for a cell
+
+    def _next_chunk(self) -> Chunk | None:
+        start = self._position
+        if start + CHUNK_MIN > len(self.data):
+            return None
+        reader = Reader(bytes(self.data[start + 4 : start + CHUNK_MIN]), "file")
+        length = reader.varint()
+        end = start + 4 + reader.position + length + 4
+        if end > len(self.data):
+            return None
+        self._position = end
+        return next(chunks(SIGNATURE + self.data[start:end]))
