@@ -1,13 +1,13 @@
-"""A .nic file that is still coming in: its cells can be decoded before its end is there."""
+"""The front of a .nic file whose end is not there: still coming in, or cut off."""
 
 from collections.abc import Iterator
 
 from nic.bitstream.container import SIGNATURE, Chunk, chunks
 from nic.bitstream.fields import Reader
 from nic.bitstream.header import Header, unpack_header
-from nic.errors import NicError
+from nic.errors import BadFile, NicError
 
-__all__ = ["Arrival"]
+__all__ = ["Arrival", "cut_cell"]
 
 CHUNK_MIN = 9  # bytes: the tag, one of length, no payload, the CRC
 
@@ -37,6 +37,17 @@ class Arrival:
         except NicError:
             self._position = 2**64  # nothing after a defect is taken for a cell
 
+    def cut_cell(self) -> tuple[int, bytes] | None:
+        """The index of the cell whose chunk is not complete yet, and its words so far; None if there is no such."""
+        reader = Reader(bytes(self.data[self._position :]), "file")
+        try:
+            if reader.take(4) != b"CELL":
+                return None
+            reader.varint()
+            return reader.varint(), reader.take(reader.remaining // 4 * 4)
+        except BadFile:
+            return None
+
     def _next_chunk(self) -> Chunk | None:
         start = self._position
         if start + CHUNK_MIN > len(self.data):
@@ -48,3 +59,14 @@ class Arrival:
             return None
         self._position = end
         return next(chunks(SIGNATURE + self.data[start:end]))
+
+
+def cut_cell(data: bytes) -> tuple[int, bytes] | None:
+    """The index of the cell in which a file, intact until then, is cut off, and the words there are of it.
+
+    No checksum vouches for them.
+    """
+    arrival = Arrival()
+    for _ in arrival.feed(data):
+        pass
+    return arrival.cut_cell()

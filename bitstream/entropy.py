@@ -102,6 +102,12 @@ class Decoder:
         self._mirror.put(symbols, classes)
         return symbols
 
+    @property
+    def overrun(self) -> bool:
+        """Whether words past the end of the payload may have decided a symbol, as they do where it was cut off."""
+        words = self._mirror.finish()
+        return words != self._payload and len(words) + 4 > len(self._payload)
+
     def finish(self) -> None:
         """Raise BadFile unless the payload is, to the last word, the one that codes the symbols read.
 

@@ -1,15 +1,18 @@
 """One cell between latents and bytes: the prior's loop joined to the entropy coder (bitstream/FORMAT.md §7)."""
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from nic.bitstream.entropy import Decoder, Encoder, Tables
+from nic.errors import BadFile
 from nic.models.prior import GROUP, LATENT_MAX, UNIT
 from nic.models.store import Model
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 
-__all__ = ["decode_cell", "encode_cell"]
+__all__ = ["decode_cell", "decode_cut_cell", "encode_cell"]
 
 
 def encode_cell(model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float) -> tuple[bytes, Tensor]:
@@ -42,18 +45,43 @@ def decode_cell(model: Model, tables: Tables, payload: bytes, height: int, width
     decoder = Decoder(tables, payload)
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
-        classes = scale_classes[0].cpu().numpy().astype(np.uint8)
-        symbols = np.zeros((len(classes), GROUP), np.int32)
-        sent = sent_symbols(model, classes)
-        symbols[sent] = decoder.get(np.repeat(classes, sent.sum(axis=1)))
-        escapes = model.codebooks.escaped(symbols, classes).sum()
-        steps = decoder.get(np.full(escapes, ESCAPE_CLASS, np.uint8)) - ESCAPE_MAX
-        decoded = model.codebooks.dequantize(symbols, classes, steps)
-        return torch.from_numpy(decoded)[None].to(means)
+        return get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))[None].to(means)
 
     latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
     decoder.finish()
     return latents
+
+
+def decode_cut_cell(
+    model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float
+) -> tuple[Tensor, int]:
+    """As far as the words of a cut payload go: latents as of ``decode_cell``, and how many of the stages are there.
+
+    Latents of later stages are the means that the prior expects.
+    """
+    decoder, complete = Decoder(tables, payload), 0
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        nonlocal complete
+        if complete == stage:
+            with suppress(BadFile):
+                groups = get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))
+                if not decoder.overrun:
+                    complete += 1
+                    return groups[None].to(means)
+        return torch.zeros_like(means)
+
+    return model.prior.decode(height, width, quality_tensor(model, quality), source), complete
+
+
+def get_groups(model: Model, decoder: Decoder, classes: np.ndarray) -> Tensor:
+    """The groups [G, 4], int32 fixed point, of one stage, whose classes are uint8 [G]."""
+    symbols = np.zeros((len(classes), GROUP), np.int32)
+    sent = sent_symbols(model, classes)
+    symbols[sent] = decoder.get(np.repeat(classes, sent.sum(axis=1)))
+    escapes = model.codebooks.escaped(symbols, classes).sum()
+    steps = decoder.get(np.full(escapes, ESCAPE_CLASS, np.uint8)) - ESCAPE_MAX
+    return torch.from_numpy(model.codebooks.dequantize(symbols, classes, steps))
 
 
 def in_file_order(model: Model, symbols: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nic.bitstream.arrival import Arrival
+from nic.bitstream.arrival import Arrival, cut_cell
 from nic.bitstream.container import NicFile, Salvaged, cell_grid, pack, salvage, unpack
 from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
-from nic.cells import decode_cell, encode_cell
+from nic.cells import decode_cell, decode_cut_cell, encode_cell
 from nic.conceal import conceal
 from nic.effort import ITERATIONS, Coded, refine
 from nic.errors import BadFile, NicError, UsageError
@@ -128,13 +128,29 @@ def decompress(data: bytes, *, crop: Crop | None = None, device: str = "auto") -
 def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto", ahead: Ahead | None = None) -> Recovered:
     """What can be decoded of a damaged or cut .nic file; lost cells are filled smoothly from those around them.
 
-    ahead: cells that are decoded already. Raises BadFile where the header or all cells are lost, and for cells that
-    are intact but no encoder's work; otherwise as ``decompress``.
+    A cell in which the file is cut off is decoded from what there is of it. ahead: cells that are decoded already.
+    Raises BadFile where the header or all cells are lost, and for cells that are intact but no encoder's work;
+    otherwise as ``decompress``.
     """
     file = salvage(data)
-    problems = list(file.problems)
-    picture, lost = assemble(file, file.cells, crop, device, problems, ahead)
-    return Recovered(picture, tuple(problems), lost, file.truncated)
+    problems, cells, ahead = list(file.problems), dict(file.cells), dict(ahead or {})
+    index, words = (cut_cell(data) if file.truncated else None) or (-1, b"")
+    if index not in cells and (latents := begun(file.header, index, words, device)) is not None:
+        cells[index], ahead[index] = words, (words, latents)
+    picture, lost = assemble(file, cells, crop, device, problems, ahead)
+    return Recovered(picture, tuple(problems), lost + len(cells) - len(file.cells), file.truncated)
+
+
+@torch.inference_mode()
+def begun(header: Header, index: int, words: bytes, device: str) -> Tensor | None:
+    """The latents [1, M, h, w] of a cell, fixed point, from its first words; None if these are not a stage's worth."""
+    slices = cell_slices(*latent_grid(header.height, header.width))
+    if not 0 <= index < len(slices):
+        return None
+    model = load_model(header.model_id, device)
+    size = (side.stop - side.start for side in slices[index])
+    latents, stages = decode_cut_cell(model, entropy_tables(model), words, *size, header.quality / 4)
+    return latents if stages else None
 
 
 def recover_stream(blocks: Iterable[bytes], *, device: str = "auto") -> Recovered:

@@ -182,6 +182,39 @@ def test_cut_file_is_decoded_on_request(file: bytes, tmp_path: Path) -> None:
     assert Image.open(target).size == (2112, 1100)
 
 
+def test_a_cell_that_is_cut_is_decoded_as_far_as_it_goes(tmp_path: Path) -> None:
+    """All stages cover the whole cell, so that a coarse picture is there early."""
+    pixels = np.ascontiguousarray(skimage.data.coffee()[:256, :320])
+    file = codec.compress(Picture(pixels), quality=50, effort=1).data
+    end = file.rindex(b"DONE")
+    lengths = [end * percent // 100 for percent in (5, 20, 40, 60, 80, 99)] + [end - 4, end]
+    errors = []
+    for length in lengths:
+        result = codec.recover(file[:length])
+        assert result.truncated and result.problems and result.concealed == (length < end)
+        errors.append(np.square(result.picture.pixels.astype(float) - pixels).mean())
+    assert errors == sorted(errors, reverse=True) and len(set(errors)) == 5
+    assert errors[0] < pixels.var() and errors[3] < 0.1 * pixels.var()
+    assert errors[-2] == errors[-1] == np.square(codec.decompress(file).pixels.astype(float) - pixels).mean()
+    (tmp_path / "x.nic").write_bytes(file[: end // 2])
+    assert run("decompress", tmp_path / "x.nic", tmp_path / "x.png").exit_code == 4
+    result = run("decompress", "--partial", tmp_path / "x.nic", tmp_path / "x.png")
+    assert result.exit_code == 7 and "1 cell(s) are filled in" in result.stderr
+
+
+def test_a_picture_cut_anywhere_is_refused_or_told(photo: np.ndarray) -> None:
+    file = codec.compress(Picture(photo), quality=5, effort=1).data
+    made = []
+    for length in range(len(file)):
+        try:
+            result = codec.recover(file[:length])
+        except NicError:
+            continue
+        assert result.truncated and result.problems and result.picture.pixels.shape == photo.shape
+        made.append(length)
+    assert made == list(range(made[0], len(file))) and made[0] < len(file) / 2
+
+
 def test_nothing_is_made_of_nothing(photo: np.ndarray) -> None:
     file = codec.compress(Picture(photo), quality=15, effort=1).data
     with pytest.raises(BadFile, match="no cell"):
