@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from nic.cli.files import Done, check_target, for_each, jobs_option, picture_bar, plan, read, resume_option, write
+from nic.cli.files import (
+    Done,
+    check_target,
+    for_each,
+    jobs_option,
+    picture_bar,
+    plan,
+    ray_option,
+    read,
+    resume_option,
+    write,
+)
 from nic.errors import UsageError
 
 __all__ = ["compress"]
@@ -60,6 +71,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @resume_option
 @jobs_option
+@ray_option
 @click.option("--quiet", is_flag=True, help="Report problems only.")
 def compress(
     paths: tuple[str, ...],
@@ -73,6 +85,7 @@ def compress(
     force: bool,
     resume: bool,
     jobs: int,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout.
@@ -86,10 +99,12 @@ def compress(
     options: dict[str, Any] = {name: value for name, value in rates.items() if value is not None}
     if len(options) > 1:
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
+    if ray and folder is None:
+        raise UsageError("--ray is for many files: give -o FOLDER")
     targets = plan(paths, folder, ".nic", readable_suffixes())
     options |= {"effort": effort, "device": device}
     work = partial(_compress_one, targets=targets, options=options, force=force, resume=resume, quiet=quiet)
-    for_each(targets, work, jobs)
+    for_each(targets, work, jobs, ray)
 
 
 def _compress_one(

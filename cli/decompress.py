@@ -9,8 +9,19 @@ from pathlib import Path
 
 import click
 
-from nic.cli.files import Done, check_target, for_each, jobs_option, picture_bar, plan, read, resume_option, write
-from nic.errors import BadFile, Concealed
+from nic.cli.files import (
+    Done,
+    check_target,
+    for_each,
+    jobs_option,
+    picture_bar,
+    plan,
+    ray_option,
+    read,
+    resume_option,
+    write,
+)
+from nic.errors import BadFile, Concealed, UsageError
 
 __all__ = ["decompress"]
 
@@ -42,6 +53,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @resume_option
 @jobs_option
+@ray_option
 @click.option("--quiet", is_flag=True, help="Report problems only.")
 def decompress(
     paths: tuple[str, ...],
@@ -53,6 +65,7 @@ def decompress(
     force: bool,
     resume: bool,
     jobs: int,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Decompress the .nic file IN into the picture OUT; - is stdin or stdout.
@@ -64,6 +77,8 @@ def decompress(
     from nic.pixels import output_format
 
     suffix = f".{format_name or 'png'}".lower()
+    if ray and folder is None:
+        raise UsageError("--ray is for many files: give -o FOLDER")
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
@@ -78,7 +93,7 @@ def decompress(
         resume=resume,
         quiet=quiet,
     )
-    for_each(targets, work, jobs)
+    for_each(targets, work, jobs, ray)
 
 
 def _decompress_one(

@@ -22,6 +22,7 @@ __all__ = [
     "jobs_option",
     "picture_bar",
     "plan",
+    "ray_option",
     "read",
     "report",
     "resume_option",
@@ -77,19 +78,22 @@ class Done:
 Work = Callable[[str], Done | None]
 
 
-def for_each(sources: Collection[str], work: Work, jobs: int = 1) -> None:
+def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | None = None) -> None:
     """Call `work` on each source, with a progress bar on a terminal where there are several.
 
     A NicError is reported and the rest goes on; the first one's exit code ends the command after the last source. With
-    several jobs, each runs in a process of its own with its share of the cores, and `work` must be picklable.
+    several jobs, each runs in a process of its own with its share of the cores, and `work` must be picklable; so it
+    must with `ray`, the address of a Ray cluster that does the work.
     """
     from tqdm import tqdm
+
+    from nic.cli.cluster import outcomes as on_cluster
 
     context = click.get_current_context()
     exit_code, pixels, start = 0, 0, time.monotonic()
     bar = tqdm(total=len(sources), unit="file", disable=len(sources) < 2 or not sys.stderr.isatty())
     with bar:
-        for source, outcome in outcomes(sources, work, jobs):
+        for source, outcome in on_cluster(sources, work, ray) if ray else outcomes(sources, work, jobs):
             if isinstance(outcome, NicError):
                 if context.find_root().params["debug"]:
                     raise outcome
@@ -171,6 +175,11 @@ def read(source: str) -> bytes:
 
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
+)
+ray_option = click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Spread the files over the Ray cluster at ADDRESS, or auto; its machines must share the files' folders.",
 )
 resume_option = click.option(
     "--resume", is_flag=True, help="Leave files that exist as they are: goes on where a command was interrupted."
