@@ -30,7 +30,7 @@ def outcomes(sources: Collection[str], work: Work, address: str) -> Iterator[tup
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster answers at {address}: start one with `ray start`") from error
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt_in)
-    waiting, running = list(reversed(sources)), {}
+    waiting, running = list(sources)[::-1], {}
     try:
         most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while waiting or running:

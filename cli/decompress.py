@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 import time
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from nic.cli.files import (
     ray_option,
     read,
     resume_option,
+    stdin_blocks,
     write,
 )
 from nic.errors import BadFile, Concealed, UsageError
@@ -118,7 +118,7 @@ def _decompress_one(
     start = time.monotonic()
     with picture_bar(source, quiet):
         if source == "-" and crop is None:
-            result = codec.recover_stream(iter(functools.partial(sys.stdin.buffer.read1, 2**16), b""), device=device)
+            result = codec.recover_stream(stdin_blocks(), device=device)
         else:
             result = codec.recover(read(source), crop=crop, device=device)
     if result.truncated and not partial:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -26,6 +28,7 @@ __all__ = [
     "read",
     "report",
     "resume_option",
+    "stdin_blocks",
     "write",
 ]
 
@@ -176,6 +179,16 @@ def read(source: str) -> bytes:
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
 )
+def stdin_blocks() -> Iterator[bytes]:
+    """The bytes of stdin as they come in. Raises BadInput."""
+    stdin = cast(BufferedReader, sys.stdin.buffer)
+    try:
+        while block := stdin.read1(2**16):
+            yield block
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}") from error
+
+
 ray_option = click.option(
     "--ray",
     metavar="ADDRESS",

@@ -148,8 +148,8 @@ def begun(header: Header, index: int, words: bytes, device: str) -> Tensor | Non
     if not 0 <= index < len(slices):
         return None
     model = load_model(header.model_id, device)
-    size = (side.stop - side.start for side in slices[index])
-    latents, stages = decode_cut_cell(model, entropy_tables(model), words, *size, header.quality / 4)
+    height, width = (side.stop - side.start for side in slices[index])
+    latents, stages = decode_cut_cell(model, entropy_tables(model), words, height, width, header.quality / 4)
     return latents if stages else None
 
 
