@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from nic.cli.files import Done, Work, attempt
 from nic.errors import BadInput, NicError, UsageError
@@ -30,7 +31,7 @@ def outcomes(sources: Collection[str], work: Work, address: str) -> Iterator[tup
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster answers at {address}: start one with `ray start`") from error
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt_in)
-    waiting, running = list(sources)[::-1], {}
+    waiting, running = list(sources)[::-1], dict[Any, str]()
     try:
         most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while waiting or running:

@@ -179,6 +179,8 @@ def read(source: str) -> bytes:
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
 )
+
+
 def stdin_blocks() -> Iterator[bytes]:
     """The bytes of stdin as they come in. Raises BadInput."""
     stdin = cast(BufferedReader, sys.stdin.buffer)

@@ -1,0 +1,111 @@
+"""Two processes that train together do what one does with the same batch: this file is also their program."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+import skimage.io
+import torch
+from torch import Tensor
+
+from nic.models.codec import ImageCodec
+from nic.models.config import CONFIGS, ImageConfig, read_toml
+from nic.models.training.data import Photos
+from nic.models.training.image import train
+
+STEPS = 6
+BATCH = 4  # of all processes together
+SMALL = ImageConfig(
+    trunk=16,
+    trunk_blocks=1,
+    deep=32,
+    deep_blocks=1,
+    latent=32,
+    hyper=8,
+    prior=16,
+    prior_blocks=1,
+    lambda_min=0.001,
+    lambda_max=0.05,
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "val").mkdir()
+    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
+    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
+    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:128, :128])
+    return folder
+
+
+def run(processes: int, photos: Path, folder: Path) -> tuple[Tensor, Tensor]:
+    """The loss and the gradient's norm at each step, means over the processes."""
+    folder.mkdir()
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*launcher, __file__, str(photos), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == STEPS
+    losses, norms = torch.tensor(
+        [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    ).unbind(dim=1)
+    assert (norms == norms[0]).all()  # they have the same gradient, to the last bit
+    return losses.mean(dim=0), norms[0]
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batches(photos: Path, tmp_path: Path) -> None:
+    one_losses, one_norms = run(1, photos, tmp_path / "one")
+    two_losses, two_norms = run(2, photos, tmp_path / "two")
+    assert len(one_losses) == len(two_losses) == STEPS and one_losses[-1] < one_losses[0]
+    assert torch.allclose(one_losses[:2], two_losses[:2], rtol=1e-5)
+    assert torch.allclose(one_norms[:2], two_norms[:2], rtol=1e-4)
+    # Adam turns the rounding errors of gradients that are nearly zero into steps of full length.
+    assert torch.allclose(one_losses, two_losses, rtol=3e-3)
+
+
+def program(data: Path, folder: Path) -> None:
+    """Trains on the same batches however many processes share them: each takes its part, without noise."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    losses: list[float] = []
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+    crops, seed, loss, monotonic = Photos.crops, Photos.seed, ImageCodec.loss, time.monotonic
+
+    def same_loss(codec: ImageCodec, images: Tensor, quality: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        result = loss(codec, images, torch.linspace(5, 60, BATCH)[part])
+        losses.append(float(result[0]))
+        return result
+
+    def same_clip(*args: Any, **options: Any) -> Tensor:
+        norm = clip(*args, **options)
+        norms.append(float(norm))
+        return norm
+
+    torch.nn.utils.clip_grad_norm_ = same_clip
+    Photos.seed = lambda photos, value: seed(photos, 1)  # type: ignore[method-assign]
+    Photos.crops = lambda photos, count, size: crops(photos, BATCH, size)[part]  # type: ignore[method-assign]
+    ImageCodec.loss = same_loss  # type: ignore[method-assign]
+    torch.rand_like = lambda x: torch.full_like(x, 0.5)
+    minutes = 1e6  # so that the clock hardly moves, until it is over
+    time.monotonic = lambda: monotonic() + (120 * minutes if len(losses) == STEPS else 0)
+    options = read_toml(CONFIGS / "tiny.toml")[1]
+    options = type(options)(**vars(options) | {"batch": BATCH // world, "crop": 128, "warmup_steps": 2})
+    train(SMALL, options, [data], folder, minutes, workers=1)
+    (folder / f"{rank}.json").write_text(json.dumps([losses, norms]))
+
+
+if __name__ == "__main__":
+    program(*map(Path, sys.argv[1:]))
