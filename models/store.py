@@ -133,7 +133,7 @@ def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> Model:
     tensors = load_file(entry["path"])
     if model_id(tensors).hex() != entry["id"]:
         raise UnknownModel(f"{entry['path']} is damaged: its tensors do not match its id; reinstall nic")
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # not on the meta device, whose initialisers take a second to import
         parts = {"analysis": Analysis(config), "hyper_analysis": HyperAnalysis(config)}
         parts |= {"prior": Prior(config).to_integer(), "synthesis": Synthesis(config)}
     for part, module in parts.items():

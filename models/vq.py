@@ -85,6 +85,17 @@ class Codebooks:
         """How many symbols a group of each class sends: int [64]; 0 where the class codes nothing."""
         return np.array([GROUP // book.dimension if len(book.frequencies) > 1 else 0 for book in self.books])
 
+    @cached_property
+    def dimensions(self) -> np.ndarray:
+        """Latents of a vector in each class: int [64]."""
+        return np.array([book.dimension for book in self.books])
+
+    @cached_property
+    def escape_symbols(self) -> np.ndarray:
+        """The symbol that stands for the escape in each class: int32 [64]; -1 where the class codes nothing."""
+        sizes = [len(book.codewords) if len(book.frequencies) > 1 else -1 for book in self.books]
+        return np.array(sizes, np.int32)
+
     def frequency_tables(self) -> list[np.ndarray]:
         """Frequencies of every class, then of the escapes: uint32, each summing to 2^24."""
         return [table.cpu().numpy().astype(np.uint32) for table in [b.frequencies for b in self.books] + [self.escape]]
@@ -94,19 +105,24 @@ class Codebooks:
 
         Symbol rows hold 4 / d symbols, then zeros. A symbol minimises squared error (in steps) + RATE_WEIGHT * bits.
         """
+        order = torch.argsort(classes, stable=True)
+        residuals = residuals[order]
         symbols = torch.zeros(residuals.shape, dtype=torch.long, device=residuals.device)
-        decoded = torch.zeros_like(residuals)
-        for c in classes.unique().tolist():
-            rows = (classes == c).nonzero()[:, 0]
-            dimension = self.books[c].dimension
-            vectors = residuals[rows].reshape(-1, dimension)
-            if len(self.bits[c]) == 1:
-                decoded[rows] = self.codewords[c].repeat(1, GROUP // dimension).expand(len(rows), -1)
+        decoded = torch.empty_like(residuals)
+        stop = 0
+        for c, count in enumerate(torch.bincount(classes).tolist()):
+            start, stop = stop, stop + count
+            if not count:
                 continue
-            chosen, values = self.nearest(c, vectors)
-            symbols[rows[:, None], torch.arange(GROUP // dimension, device=rows.device)] = chosen.view(len(rows), -1)
-            decoded[rows] = values.view(-1, GROUP)
-        return symbols, decoded
+            dimension = self.books[c].dimension
+            if len(self.bits[c]) == 1:
+                decoded[start:stop] = self.codewords[c].repeat(1, GROUP // dimension)
+                continue
+            chosen, values = self.nearest(c, residuals[start:stop].view(-1, dimension))
+            symbols[start:stop, : GROUP // dimension] = chosen.view(count, -1)
+            decoded[start:stop] = values.view(-1, GROUP)
+        places = torch.argsort(order)
+        return symbols[places], decoded[places]
 
     def nearest(self, c: int, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols [n] and reconstructions [n, d] of vectors [n, d] in class c."""
@@ -138,7 +154,8 @@ class Codebooks:
 
     def escaped(self, symbols: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Which components [G, 4] are escaped."""
-        size = np.array([len(book.codewords) if len(book.frequencies) > 1 else -1 for book in self.books])[classes]
-        width = np.array([book.dimension for book in self.books])[classes]
-        owner = np.arange(GROUP) // width[:, None]
-        return np.take_along_axis(symbols, owner, axis=1) == size[:, None]
+        size = self.escape_symbols[classes][:, None]
+        if not (symbols == size).any():
+            return np.zeros(symbols.shape, bool)
+        owner = np.arange(GROUP) // self.dimensions[classes][:, None]
+        return np.take_along_axis(symbols, owner, axis=1) == size
