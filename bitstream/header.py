@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from nic.bitstream.fields import Field, Reader, pack_fields, unpack_fields
-from nic.bitstream.limits import MAX_PIXELS, MAX_SIDE
+from nic.bitstream.limits import MAX_SIDE, max_pixels
 from nic.errors import BadFile, BadInput, UnsupportedFile
 
 __all__ = ["FORMAT_MAJOR", "FORMAT_MINOR", "HEADER_FIELDS", "Header", "Kind", "Mode", "pack_header", "unpack_header"]
@@ -63,8 +63,8 @@ class Header:
             value = getattr(self, field.name)
             if not field.accepts(value):
                 raise BadInput(f"{field.name} is {value!r}; a .nic file allows {field.allowed_text()}")
-        if self.width * self.height > MAX_PIXELS:
-            raise BadInput(f"{self.width}×{self.height} pixels are more than the {MAX_PIXELS} of a .nic file")
+        if self.width * self.height > (limit := max_pixels()):
+            raise BadInput(f"{self.width}×{self.height} pixels are more than {limit}, the limit here")
 
 
 def pack_header(header: Header) -> bytes:

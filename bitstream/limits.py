@@ -1,6 +1,10 @@
 """Every cap of the format. Readers check them before they allocate; FORMAT.md §9 lists the same values."""
 
-__all__ = ["MAX_CHUNKS", "MAX_CHUNK_LENGTH", "MAX_METADATA_LENGTH", "MAX_PIXELS", "MAX_SIDE"]
+import os
+
+from nic.errors import UsageError
+
+__all__ = ["MAX_CHUNKS", "MAX_CHUNK_LENGTH", "MAX_METADATA_LENGTH", "MAX_PIXELS", "MAX_SIDE", "max_pixels"]
 
 # Pixels of width and of height. The largest side of a JPEG; it fits 16 bits.
 MAX_SIDE = 65535
@@ -16,3 +20,11 @@ MAX_CHUNK_LENGTH = 2**30
 
 # Bytes of one metadata block once inflated. Real ICC, EXIF and XMP blocks stay below 4 MiB; zlib packs zeros 1000:1.
 MAX_METADATA_LENGTH = 2**24
+
+
+def max_pixels() -> int:
+    """MAX_PIXELS, or what $NIC_MAX_PIXELS lowers it to, say for a service that decodes the files of strangers."""
+    lower = os.environ.get("NIC_MAX_PIXELS", str(MAX_PIXELS))
+    if not lower.isdecimal() or int(lower) < 1:
+        raise UsageError(f"NIC_MAX_PIXELS is {lower!r}: it must be a number of pixels")
+    return min(MAX_PIXELS, int(lower))

@@ -19,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
-from nic.bitstream.limits import MAX_PIXELS, MAX_SIDE
+from nic.bitstream.limits import MAX_SIDE, max_pixels
 from nic.errors import BadInput, NicError, UsageError
 
 __all__ = [
@@ -199,8 +199,9 @@ def _from_array(array: np.ndarray) -> Picture:
 def _from_file(file: BinaryIO) -> Picture:
     with Image.open(file, formats=READABLE) as image:
         width, height = image.size
-        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-            raise BadInput(f"{width}x{height} pixels: a .nic file holds {MAX_SIDE} a side and {MAX_PIXELS} in all")
+        limit = max_pixels()
+        if max(width, height) > MAX_SIDE or width * height > limit:
+            raise BadInput(f"{width}x{height} pixels: a .nic file holds {MAX_SIDE} a side and {limit} in all")
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview or a second view behind the picture
             raise BadInput(f"holds {frames} frames or pages: nic compresses single pictures, so extract one first")

@@ -109,3 +109,16 @@ def test_what_is_no_nic_file(content: bytes, code: int, tmp_path: Path) -> None:
     done, _ = run_nic("decompress", str(source), str(target))
     assert done.returncode == code and not target.exists()
     assert done.stderr.startswith("nic: ") and len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1920", 0), ("1919", 4), ("many", 2), ("0", 2)])
+def test_pixels_can_be_limited_further(
+    limit: str, code: int, small: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """48x40 pixels are 1920."""
+    source = tmp_path / "x.nic"
+    source.write_bytes(small)
+    monkeypatch.setenv("NIC_MAX_PIXELS", limit)
+    done, _ = run_nic("info", str(source))
+    assert done.returncode == code and bool(done.stderr) == (code != 0)
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1

@@ -47,3 +47,11 @@ def test_imports_point_one_way(file: Path) -> None:
 def test_every_file_has_a_layer() -> None:
     roots = {folder.split("/")[0] for folder in ALLOWED}
     assert set(FILES) == {file for root in roots for file in (ROOT / root).rglob("*.py")}
+
+
+def test_only_training_unpickles() -> None:
+    """Pickles run code: weights and files that a coder reads hold none."""
+    for file in FILES:
+        if file.parent.name not in ("training", "bench"):
+            text = file.read_text()
+            assert "pickle" not in set(imports(file)) and "torch.load(" not in text and "np.load(" not in text, file

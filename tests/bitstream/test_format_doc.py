@@ -54,7 +54,7 @@ def test_header_table_is_the_declaration() -> None:
 
 def test_limits_are_those_of_the_code() -> None:
     documented = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", section("9"), re.M))
-    assert documented == {name: str(getattr(limits, name)) for name in limits.__all__}
+    assert documented == {name: str(getattr(limits, name)) for name in limits.__all__ if name.isupper()}
 
 
 def test_smallest_vector_byte_by_byte() -> None:
