@@ -96,7 +96,7 @@ def test_latents_do_not_depend_on_how_the_prior_runs(
         assert torch.equal(decode(file, other).float(), latents)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_latents_do_not_depend_on_threads(count: int, model: Model, encoded: list[tuple[NicFile, Tensor]]) -> None:
     with threads(count):
         for file, latents in encoded:
