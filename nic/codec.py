@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from nic.bitstream.arrival import Arrival, cut_cell
@@ -411,5 +411,7 @@ def decode_alpha(png: bytes, header: Header) -> np.ndarray:
             if image.size != (header.width, header.height) or image.mode != mode:
                 raise BadFile("the alpha plane does not fit the picture")
             return np.array(image)
+    except UnidentifiedImageError:  # its text holds an address in memory
+        raise BadFile("the alpha plane is no PNG file") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadFile(f"the alpha plane cannot be decoded: {error}") from None

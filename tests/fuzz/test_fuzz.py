@@ -18,6 +18,7 @@ from nic.pixels import Picture
 
 FOLDER = Path(__file__).parent
 PIXELS = 2**14  # larger pictures only take longer
+Data = TypeVar("Data")
 Result = TypeVar("Result")
 
 
@@ -45,8 +46,12 @@ def decode(data: bytes) -> None:
     if isinstance(picture, Picture):
         assert isinstance(recovered, codec.Recovered) and not recovered.problems
         assert np.array_equal(recovered.picture.pixels, picture.pixels)
+    streamed = attempt(codec.recover_stream, (data[: len(data) // 2], data[len(data) // 2 :]))
+    assert type(streamed) is type(recovered)
     if isinstance(recovered, codec.Recovered):
-        assert not isinstance(salvaged, NicError)
+        assert not isinstance(salvaged, NicError) and isinstance(streamed, codec.Recovered)
+        assert np.array_equal(streamed.picture.pixels, recovered.picture.pixels)
+        assert streamed.problems == recovered.problems
         assert recovered.picture.pixels.shape[:2] == (salvaged.header.height, salvaged.header.width)
         assert isinstance(picture, NicError) == bool(recovered.problems)
 
@@ -54,7 +59,7 @@ def decode(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {"container": container, "decode": decode}
 
 
-def attempt(function: Callable[[bytes], Result], data: bytes) -> Result | NicError:
+def attempt(function: Callable[[Data], Result], data: Data) -> Result | NicError:
     try:
         return function(data)
     except NicError as error:
