@@ -8,11 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nic.bitstream.fields import Reader, pack_varint
-from nic.bitstream.header import Header, pack_header, unpack_header
+from nic.bitstream.header import Header, Kind, pack_header, unpack_header
 from nic.bitstream.limits import MAX_CHUNK_LENGTH, MAX_CHUNKS, MAX_METADATA_LENGTH
-from nic.errors import BadFile, BadInput, UnsupportedFile
+from nic.errors import BadFile, BadInput, UnsupportedFile, UsageError
 
-__all__ = ["SIGNATURE", "Chunk", "NicFile", "Salvaged", "cell_grid", "chunks", "pack", "salvage", "unpack"]
+__all__ = [
+    "SIGNATURE",
+    "Chunk",
+    "Contents",
+    "NicFile",
+    "Salvaged",
+    "cell_grid",
+    "chunks",
+    "holds_video",
+    "noted",
+    "pack",
+    "pack_chunk",
+    "read_head",
+    "salvage",
+    "scan",
+    "unpack",
+]
 
 # As PNG's, each byte has its job: 0x89 shows a lost eighth bit and is no text, NIC is for people, CR LF and the last LF
 # show a conversion of line ends in either direction, 0x1A stops a DOS listing.
@@ -23,7 +39,9 @@ CELL_SIZE = 1024  # pixels a side: 64 latent positions of 16 pixels; padding the
 # The optional fields of NicFile by the tags of their chunks.
 BLOCKS = {"iccp": "icc", "exif": "exif", "xmpd": "xmp", "ALPH": "alpha"}
 
-KNOWN_TAGS = re.compile(rb"HEAD|iccp|exif|xmpd|ALPH|CELL|DONE")
+DEFLATED = ("iccp", "exif", "xmpd")
+
+KNOWN_TAGS = re.compile(rb"HEAD|iccp|exif|xmpd|ALPH|CELL|CLIP|audi|WGTS|GRUP|DONE")
 
 SEARCH = 8  # how many times a file's size `salvage` may run through CRC in vain
 
@@ -63,14 +81,14 @@ def pack(file: NicFile) -> bytes:
     rows, columns = cell_grid(file.header)
     if len(file.cells) != rows * columns:
         raise ValueError(f"{len(file.cells)} cells given for a grid of {rows}×{columns}")
-    parts = [SIGNATURE, _pack_chunk("HEAD", pack_header(file.header))]
+    parts = [SIGNATURE, pack_chunk("HEAD", pack_header(file.header))]
     for tag, block in (("iccp", file.icc), ("exif", file.exif), ("xmpd", file.xmp)):
         if block is not None:
-            parts.append(_pack_chunk(tag, _deflate(tag, block)))
+            parts.append(pack_chunk(tag, _deflate(tag, block)))
     if file.alpha is not None:
-        parts.append(_pack_chunk("ALPH", file.alpha))
-    parts += [_pack_chunk("CELL", pack_varint(index) + words) for index, words in enumerate(file.cells)]
-    parts.append(_pack_chunk("DONE", b""))
+        parts.append(pack_chunk("ALPH", file.alpha))
+    parts += [pack_chunk("CELL", pack_varint(index) + words) for index, words in enumerate(file.cells)]
+    parts.append(pack_chunk("DONE", b""))
     return b"".join(parts)
 
 
@@ -81,11 +99,11 @@ def unpack(data: bytes) -> NicFile:
     broken rules, UnsupportedFile for what only a newer nic can read.
     """
     stream = chunks(data)
-    header = _read_head(next(stream))
-    contents = _Contents(header)
+    header = read_head(next(stream))
+    contents = picture_contents(header)
     for chunk in stream:
         contents.add(chunk)
-    cells = tuple(contents.cell(index) for index in range(contents.cell_count))
+    cells = tuple(contents.part(index) for index in range(contents.count))
     return NicFile(header, cells, **{name: contents.block(tag) for tag, name in BLOCKS.items()})
 
 
@@ -112,12 +130,12 @@ def salvage(data: bytes) -> Salvaged:
     At most SEARCH + 2 = 10 times the size of `data` run through CRC, however hostile it is; memory is as for `unpack`.
     Raises BadFile if the signature or HEAD is not intact, and UnsupportedFile as `unpack` does.
     """
-    stream = _scan(data)
+    stream = scan(data)
     head = next(stream)
     if isinstance(head, BadFile):
         raise head
-    header = _read_head(head)
-    contents, problems, truncated = _Contents(header), list[str](), True
+    header = read_head(head)
+    contents, problems, truncated = picture_contents(header), list[str](), True
     for found in stream:
         if isinstance(found, BadFile):
             problems.append(str(found).rpartition(": ")[2])  # without "truncated: "
@@ -126,18 +144,18 @@ def salvage(data: bytes) -> Salvaged:
             break
         else:
             truncated = found.tag != "DONE"
-            with _noted(problems):
+            with noted(problems):
                 contents.add(found)
     blocks = dict[str, bytes | None]()
     for tag, name in BLOCKS.items():
-        with _noted(problems):
+        with noted(problems):
             blocks[name] = contents.block(tag)
         if blocks.get(name) is None and any(f"chunk {tag} " in problem for problem in problems):
             problems.append(f"{name} is damaged")
     cells = dict[int, bytes]()
-    for index in range(contents.cell_count):
-        with _noted(problems):
-            cells[index] = contents.cell(index)
+    for index in range(contents.count):
+        with noted(problems):
+            cells[index] = contents.part(index)
     return Salvaged(header, cells, tuple(problems), truncated, **blocks)
 
 
@@ -146,14 +164,22 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 
     Raises BadFile for a wrong signature, truncation, a CRC mismatch, an impossible tag or length, or bytes after DONE.
     """
-    for found in _scan(data):
+    for found in scan(data):
         if isinstance(found, BadFile):
             raise found
         yield found
 
 
+def holds_video(data: bytes) -> bool:
+    """Whether `data` starts as a .nic file of a video does; False for anything else, damaged or not."""
+    try:
+        return read_head(next(chunks(data))).kind == Kind.VIDEO
+    except (BadFile, UnsupportedFile):
+        return False
+
+
 @contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
+def noted(problems: list[str]) -> Iterator[None]:
     """Takes down a BadFile in `problems`."""
     try:
         yield
@@ -161,19 +187,30 @@ def _noted(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-def _read_head(head: Chunk) -> Header:
+def read_head(head: Chunk) -> Header:
     if head.tag != "HEAD":
         raise BadFile(f"the first chunk is {head.tag}, not HEAD")
     return unpack_header(head.payload)
 
 
-class _Contents:
-    """The chunks after HEAD, each in its place."""
+def picture_contents(header: Header) -> "Contents":
+    """For the chunks of a picture. Raises UsageError if the file holds a clip."""
+    if header.kind != Kind.IMAGE:
+        raise UsageError("the file holds a video, not a picture: nic decompress writes it, or a frame of it")
+    rows, columns = cell_grid(header)
+    return Contents("CELL", "cell", rows * columns, tuple(BLOCKS))
 
-    def __init__(self, header: Header) -> None:
-        rows, columns = cell_grid(header)
-        self.cell_count = rows * columns
-        self._cells: dict[int, list[bytes]] = {}  # the words of every CELL chunk that has this index
+
+class Contents:
+    """The chunks after HEAD, each in its place: ``count`` numbered parts of one tag, before them the optional blocks.
+
+    ``name`` is what messages call a part.
+    """
+
+    def __init__(self, tag: str, name: str, count: int, blocks: tuple[str, ...]) -> None:
+        self.count = count
+        self._tag, self._name, self._tags = tag, name, blocks
+        self._parts: dict[int, list[bytes]] = {}  # the payload behind the index of every chunk that has this index
         self._blocks: dict[str, list[bytes]] = {}  # the payload of every chunk that has this tag
 
     def add(self, chunk: Chunk) -> None:
@@ -183,13 +220,13 @@ class _Contents:
         UnsupportedFile for an unknown critical chunk.
         """
         match chunk.tag:
-            case "CELL":
-                self._add_cell(chunk.payload)
-            case tag if tag in BLOCKS:
+            case self._tag:
+                self._add_part(chunk.payload)
+            case tag if tag in self._tags:
                 payloads = self._blocks.setdefault(chunk.tag, [])
                 payloads.append(chunk.payload)
-                if len(payloads) > 1 or self._cells:
-                    raise BadFile(f"chunk {chunk.tag} comes twice or after the first CELL")
+                if len(payloads) > 1 or self._parts:
+                    raise BadFile(f"chunk {chunk.tag} comes twice or after the first {self._tag}")
             case "HEAD":
                 raise BadFile("a second HEAD chunk")
             case "DONE":
@@ -197,11 +234,11 @@ class _Contents:
             case _ if chunk.critical:
                 raise UnsupportedFile(f"chunk {chunk.tag} is unknown to this nic: install a newer nic")
 
-    def cell(self, index: int) -> bytes:
-        """The words of a cell. Raises BadFile if it is missing, or comes in versions that differ."""
-        if index not in self._cells:
-            raise BadFile(f"cell {index} is missing")
-        return _the_only(self._cells[index], f"cell {index}")
+    def part(self, index: int) -> bytes:
+        """What a part holds. Raises BadFile if it is missing, or comes in versions that differ."""
+        if index not in self._parts:
+            raise BadFile(f"{self._name} {index} is missing")
+        return _the_only(self._parts[index], f"{self._name} {index}")
 
     def block(self, tag: str) -> bytes | None:
         """An optional block, inflated if the file deflates it; None if there is none.
@@ -211,23 +248,23 @@ class _Contents:
         if tag not in self._blocks:
             return None
         payload = _the_only(self._blocks[tag], f"chunk {tag}")
-        return payload if tag == "ALPH" else _inflate(tag, payload)
+        return _inflate(tag, payload) if tag in DEFLATED else payload
 
-    def _add_cell(self, payload: bytes) -> None:
-        reader = Reader(payload, "CELL chunk")
+    def _add_part(self, payload: bytes) -> None:
+        reader = Reader(payload, f"{self._tag} chunk")
         index = reader.varint()
-        if index >= self.cell_count:
-            raise BadFile(f"a CELL chunk has index {index}; a picture of this size has {self.cell_count} cells")
-        last = max(self._cells, default=0)
-        versions = self._cells.setdefault(index, [])
+        if index >= self.count:
+            raise BadFile(f"a {self._tag} chunk has index {index}; there are {self.count} {self._name}s")
+        last = max(self._parts, default=0)
+        versions = self._parts.setdefault(index, [])
         versions.append(reader.take(reader.remaining))
         if len(versions) > 1:
-            raise BadFile(f"cell {index} comes twice")
+            raise BadFile(f"{self._name} {index} comes twice")
         if index < last:
-            raise BadFile(f"cell {index} comes after cell {last}")
+            raise BadFile(f"{self._name} {index} comes after {self._name} {last}")
 
 
-def _scan(data: bytes) -> Iterator[Chunk | BadFile]:
+def scan(data: bytes) -> Iterator[Chunk | BadFile]:
     """The intact chunks of `data` up to DONE, and an error for each stretch that is none and each rule broken.
 
     Where no intact chunk starts, the next place is looked for where one does whose tag is known. False starts may run
@@ -284,7 +321,7 @@ def _read_chunk(data: bytes, reader: Reader) -> Chunk:
     return Chunk(tag.decode(), payload)
 
 
-def _pack_chunk(tag: str, payload: bytes) -> bytes:
+def pack_chunk(tag: str, payload: bytes) -> bytes:
     if len(payload) > MAX_CHUNK_LENGTH:
         raise BadInput(f"{len(payload)} bytes for chunk {tag}; the limit is {MAX_CHUNK_LENGTH}")
     framed = tag.encode() + pack_varint(len(payload)) + payload

@@ -44,8 +44,8 @@ class Tables:
         counts = np.bincount(classes, minlength=len(self.bits))
         if len(counts) > len(self.bits):
             raise ValueError(f"class {len(counts) - 1} has no table; there are {len(self.bits)}")
-        positions_by_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
-        return ((index, positions) for index, positions in enumerate(positions_by_class) if positions.size)
+        positions, ends = np.argsort(classes, kind="stable"), np.cumsum(counts)
+        return ((int(index), positions[ends[index] - counts[index] : ends[index]]) for index in np.flatnonzero(counts))
 
 
 class Encoder:

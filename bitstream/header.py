@@ -31,13 +31,13 @@ class Mode(IntEnum):
 HEADER_FIELDS = (
     Field("major", "u8", range(1, FORMAT_MAJOR + 1), "format version; a reader refuses a higher one"),
     Field("minor", "u8", range(256), "format revision; a reader accepts a higher one"),
-    Field("kind", "u8", (Kind.IMAGE,), "0 image; 1 is reserved for video"),
+    Field("kind", "u8", tuple(Kind), "0 image, 1 video"),
     Field("mode", "u8", tuple(Mode), "0 fidelity, 1 extreme"),
     Field("width", "varint", range(1, MAX_SIDE + 1), "pixels"),
     Field("height", "varint", range(1, MAX_SIDE + 1), "pixels"),
     Field("channels", "u8", (1, 3), "1 grey, 3 RGB; alpha is in its own chunk"),
     Field("bit_depth", "u8", (8, 16), "bits of a sample of the original picture"),
-    Field("quality", "u8", range(253), "quality index in quarters: 252 is index 63"),
+    Field("quality", "u8", range(253), "quality index in quarters: 252 is index 63; of a video, its key frames'"),
     Field("model_id", "bytes8", None, "names the model whose integer tensors decide the symbols"),
 )
 

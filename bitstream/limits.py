@@ -4,7 +4,17 @@ import os
 
 from nic.errors import UsageError
 
-__all__ = ["MAX_CHUNKS", "MAX_CHUNK_LENGTH", "MAX_METADATA_LENGTH", "MAX_PIXELS", "MAX_SIDE", "max_pixels"]
+__all__ = [
+    "MAX_CHUNKS",
+    "MAX_CHUNK_LENGTH",
+    "MAX_FRAMES",
+    "MAX_GROUP",
+    "MAX_GROUP_PIXELS",
+    "MAX_METADATA_LENGTH",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "max_pixels",
+]
 
 # Pixels of width and of height. The largest side of a JPEG; it fits 16 bits.
 MAX_SIDE = 65535
@@ -20,6 +30,15 @@ MAX_CHUNK_LENGTH = 2**30
 
 # Bytes of one metadata block once inflated. Real ICC, EXIF and XMP blocks stay below 4 MiB; zlib packs zeros 1000:1.
 MAX_METADATA_LENGTH = 2**24
+
+# Frames of a video: three hours at 24 a second. With MAX_GROUP, MAX_CHUNKS is the tighter limit for short groups.
+MAX_FRAMES = 2**18
+
+# Frames of a group.
+MAX_GROUP = 256
+
+# Width × height × frames of a group, which a reader may hold decoded: 1.5 GiB of 8-bit RGB, 64 frames of 4K.
+MAX_GROUP_PIXELS = 2**29
 
 
 def max_pixels() -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from nic.cli.files import cores, expand, report
+from nic.cli.files import cores, expand, frame_range, report
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]
@@ -71,6 +71,9 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
 @click.option(
     "--quick", is_flag=True, help="Three pictures, cut to 320x320, fewer settings, metrics and runs: two minutes."
 )
+@click.option("--video", "videos", is_flag=True, help="IMAGES are videos: compare nic with x264, x265 and SVT-AV1.")
+@click.option("--frames", callback=frame_range, metavar="A:B", help="Of videos, only frames A to B - 1, from 0.")
+@click.option("-e", "--effort", type=click.IntRange(1, 9), default=4, show_default=True, help="Of nic, with --video.")
 @click.option(
     "--published/--no-published",
     default=None,
@@ -86,6 +89,9 @@ def bench(
     jobs: int | None,
     runs: int,
     quick: bool,
+    videos: bool,
+    frames: tuple[int, int | None],
+    effort: int,
     published: bool | None,
 ) -> None:
     """Measure rate and distortion of nic and other codecs on IMAGES (files or folders), and write a report.
@@ -93,6 +99,7 @@ def bench(
     \b
     nic bench photos -o report
     nic bench photos --codecs nic,jpeg,avif,jxl --quick -o report
+    nic bench --video clip.mp4 --frames 0:48 -o report
 
     FOLDER/report.html has the plots, tables, and the pictures side by side; the CSV files beside it have every figure.
     """
@@ -102,6 +109,9 @@ def bench(
         raise UsageError(
             f"nic bench needs more packages ({error.name} is missing): pip install 'nic[bench]'"
         ) from error
+    if videos:
+        _bench_videos(images, folder, names, frames, effort, weights)
+        return
     from nic.pixels import readable_suffixes
 
     paths = [Path(source) for image in images for source, _ in expand(image, readable_suffixes())]
@@ -122,3 +132,28 @@ def bench(
     click.echo(f"{folder / 'report.html'}")
     if results.failed:
         click.get_current_context().exit(BadInput.exit_code)
+
+
+def _bench_videos(
+    paths: tuple[Path, ...],
+    folder: Path,
+    names: tuple[str, ...] | None,
+    frames: tuple[int, int | None],
+    effort: int,
+    weights: Path | None,
+) -> None:
+    try:
+        from nic.bench import video
+        from nic.bench.codecs import Missing
+    except ImportError as error:
+        raise UsageError(
+            f"nic bench needs more packages ({error.name} is missing): pip install 'nic[bench]'"
+        ) from error
+
+    if unknown := set(names or ()) - set(video.CODECS):
+        raise UsageError(f"no video codec {', '.join(sorted(unknown))}: there are {', '.join(video.CODECS)}")
+    try:
+        video.bench(paths, folder, names or tuple(video.CODECS), frames, effort, weights, report)
+    except Missing as reason:
+        raise UsageError(str(reason)) from reason
+    click.echo((folder / video.TABLE).read_text())

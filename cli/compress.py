@@ -11,15 +11,17 @@ from nic.cli.files import (
     Done,
     check_target,
     for_each,
+    frame_range,
     jobs_option,
     picture_bar,
     plan,
     ray_option,
     read,
+    report,
     resume_option,
     write,
 )
-from nic.errors import UsageError
+from nic.errors import OutputExists, UsageError
 
 __all__ = ["compress"]
 
@@ -38,7 +40,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     return size
 
 
-@click.command(short_help="Compress pictures into .nic files.")
+@click.command(short_help="Compress pictures and videos into .nic files.")
 @click.argument("paths", nargs=-1, required=True, metavar="IN OUT | IN... -o FOLDER")
 @click.option("-o", "--output", "folder", metavar="FOLDER", help="Write IN.nic into FOLDER; IN may be folders, too.")
 @click.option(
@@ -67,6 +69,8 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     metavar="N",
     help="1 (fastest) to 9 (best picture for its bytes, slowest); decoding is as fast for all.",
 )
+@click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
+@click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @resume_option
@@ -81,6 +85,8 @@ def compress(
     size: int | None,
     psnr: float | None,
     effort: int,
+    frames: tuple[int, int | None],
+    no_audio: bool,
     device: str,
     force: bool,
     resume: bool,
@@ -92,6 +98,9 @@ def compress(
 
     Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
     One line a file goes to stderr: width, height, size, bits per pixel, speed.
+
+    A video (MP4, Matroska, WebM, MOV, AVI, ...) becomes one .nic file, too, with its timestamps and its first audio
+    track. With --resume, an interrupted video goes on behind the last group of frames in OUT.part.
     """
     from nic.pixels import readable_suffixes
 
@@ -103,12 +112,20 @@ def compress(
         raise UsageError("--ray is for many files: give -o FOLDER")
     targets = plan(paths, folder, ".nic", readable_suffixes())
     options |= {"effort": effort, "device": device}
-    work = partial(_compress_one, targets=targets, options=options, force=force, resume=resume, quiet=quiet)
+    clip = {"frames": frames, "audio": not no_audio}
+    work = partial(_compress_one, targets=targets, options=options, clip=clip, force=force, resume=resume, quiet=quiet)
     for_each(targets, work, jobs, ray)
 
 
 def _compress_one(
-    source: str, *, targets: dict[str, str], options: dict[str, Any], force: bool, resume: bool, quiet: bool
+    source: str,
+    *,
+    targets: dict[str, str],
+    options: dict[str, Any],
+    clip: dict[str, Any],
+    force: bool,
+    resume: bool,
+    quiet: bool,
 ) -> Done:
     from PIL import Image
 
@@ -120,6 +137,8 @@ def _compress_one(
     if resume and os.path.isfile(target):
         return Done()
     check_target(target, force)
+    if _is_video(source):
+        return _compress_video(source, target, options, **clip, resume=resume, quiet=quiet)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
     start = time.monotonic()
     picture = load(read(source))
@@ -135,3 +154,57 @@ def _compress_one(
         figures = f"{length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp  {speed:.2g} Mpx/s"
         lines.append(f"{source} -> {target}  {width}x{height}  {figures}")
     return Done(tuple(lines), width * height)
+
+
+def _is_video(source: str) -> bool:
+    """By the file's first bytes, or by its suffix where they tell nothing."""
+    from nic.media import SUFFIXES, looks_like_video
+
+    if source == "-":
+        return False
+    try:
+        with open(source, "rb") as file:
+            return looks_like_video(file.read(16)) or os.path.splitext(source)[1].lower() in SUFFIXES
+    except OSError:
+        return False  # reading it as a picture says why
+
+
+def _compress_video(
+    source: str,
+    target: str,
+    options: dict[str, Any],
+    *,
+    frames: tuple[int, int | None],
+    audio: bool,
+    resume: bool,
+    quiet: bool,
+) -> Done:
+    from tqdm import tqdm
+
+    from nic import video
+    from nic.media import Source
+
+    if target == "-" or "psnr" in options:
+        raise UsageError("a video cannot go to stdout or be made for a --psnr: name a file, use --quality or --bpp")
+    clip = Source.open(source, *frames)
+    bar = tqdm(total=100, unit="%", disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+
+    def show(progress: video.Progress) -> None:
+        bar.n = round(100 * progress.done, 1)
+        bar.set_postfix_str(f"{progress.size / 1000:.1f} kB, {progress.psnr:.2f} dB")
+
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+        with bar:
+            done = video.compress(clip, target, **options, audio=audio, resume=resume, progress=show)
+    except KeyboardInterrupt:
+        report(f"nic: {source}: interrupted; the same command with --resume goes on")
+        raise
+    except OSError as error:
+        raise OutputExists(f"{target} cannot be written: {error.strerror}") from error
+    count, pixels = len(clip.ticks), clip.width * clip.height * len(clip.ticks)
+    lines = [f"nic: {source}: {note}" for note in done.notes]
+    if not quiet:
+        shape = f"{clip.width}x{clip.height}  {count} frames  {done.size / 1000:.1f} kB"
+        lines.append(f"{source} -> {target}  {shape}  {8 * done.size / pixels:.4f} bpp  {done.psnr:.2f} dB")
+    return Done(tuple(lines), pixels)

@@ -5,6 +5,7 @@ import os
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,11 +18,17 @@ from nic.cli.files import (
     plan,
     ray_option,
     read,
+    replacing,
     resume_option,
     stdin_blocks,
     write,
 )
 from nic.errors import BadFile, Concealed, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nic.bitstream.clip import ClipFile
 
 __all__ = ["decompress"]
 
@@ -36,7 +43,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     return left, top, width, height
 
 
-@click.command(short_help="Decompress .nic files into PNG, JPEG, WebP, ...")
+@click.command(short_help="Decompress .nic files into PNG, JPEG, WebP, ..., MP4, Matroska.")
 @click.argument("paths", nargs=-1, required=True, metavar="IN OUT | IN... -o FOLDER")
 @click.option("-o", "--output", "folder", metavar="FOLDER", help="Write IN.png into FOLDER; IN may be folders, too.")
 @click.option(
@@ -48,6 +55,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
 @click.option(
     "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."
 )
+@click.option("--frame", type=click.IntRange(0), metavar="K", help="Of a video, only frame K, from 0, as a picture.")
 @click.option("--partial", is_flag=True, help="Decode what there is of a file that was cut off.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
@@ -60,6 +68,7 @@ def decompress(
     folder: str | None,
     format_name: str | None,
     crop: tuple[int, int, int, int] | None,
+    frame: int | None,
     partial: bool,
     device: str,
     force: bool,
@@ -73,9 +82,10 @@ def decompress(
     PNG, TIFF and WebP are written losslessly, JPEG and AVIF at quality 95. PNG and TIFF keep 16 bits a sample.
 
     Of a damaged file, what is intact is decoded and the rest filled in smoothly, with a warning and exit code 7.
-    """
-    from nic.pixels import output_format
 
+    A video becomes .mkv (lossless), .mp4 or .mov with its audio, or pictures where OUT has a number: frames/%04d.png.
+    Of a damaged video, the frames of lost groups are left out.
+    """
     suffix = f".{format_name or 'png'}".lower()
     if ray and folder is None:
         raise UsageError("--ray is for many files: give -o FOLDER")
@@ -85,8 +95,9 @@ def decompress(
     work = functools.partial(
         _decompress_one,
         targets=targets,
-        format=output_format(suffix),
+        suffix=suffix,
         crop=crop,
+        frame=frame,
         partial=partial,
         device=device,
         force=force,
@@ -100,8 +111,9 @@ def _decompress_one(
     source: str,
     *,
     targets: dict[str, str],
-    format: str,
+    suffix: str,
     crop: tuple[int, int, int, int] | None,
+    frame: int | None,
     partial: bool,
     device: str,
     force: bool,
@@ -109,18 +121,27 @@ def _decompress_one(
     quiet: bool,
 ) -> Done:
     from nic import codec
-    from nic.pixels import save
+    from nic.bitstream.container import holds_video
+    from nic.pixels import output_format, save
 
     target = targets[source]
     if resume and os.path.isfile(target):
         return Done()
     check_target(target, force)
+    data = None if source == "-" and crop is None else read(source)
+    if data is not None and holds_video(data):
+        if crop:
+            raise UsageError("--crop is for pictures")
+        return _decompress_video(source, data, target, suffix.lower(), frame, partial, device, quiet)
+    if frame is not None:
+        raise UsageError("--frame is for videos in a file, and this is none")
+    format = output_format(suffix)
     start = time.monotonic()
     with picture_bar(source, quiet):
-        if source == "-" and crop is None:
+        if data is None:
             result = codec.recover_stream(stdin_blocks(), device=device)
         else:
-            result = codec.recover(read(source), crop=crop, device=device)
+            result = codec.recover(data, crop=crop, device=device)
     if result.truncated and not partial:
         raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
     file = BytesIO()
@@ -133,3 +154,79 @@ def _decompress_one(
     height, width, _ = result.picture.pixels.shape
     speed = width * height / 1e6 / (time.monotonic() - start)
     return Done(() if quiet else (f"{source} -> {target}  {width}x{height}  {speed:.2g} Mpx/s",), width * height)
+
+
+def _decompress_video(
+    source: str, data: bytes, target: str, suffix: str, frame: int | None, partial: bool, device: str, quiet: bool
+) -> Done:
+    from nic import video
+    from nic.media import WRITABLE
+
+    file = video.read(data)
+    if file.truncated and not partial:
+        raise BadFile(f"{file.problems[0]}; --partial decodes what there is")
+    size = f"{file.header.width}x{file.header.height}"
+    if frame is not None:
+        _save_picture(video.decode_one(file, frame, device=device), target, suffix)
+        return Done(() if quiet else (f"{source} -> {target}  {size}  frame {frame}",))
+    if "%" in target:
+        count = _write_pictures(file, target, suffix, device)
+    elif suffix in WRITABLE:
+        count = _write_video(file, target, suffix, device)
+    else:
+        raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
+    if file.problems:
+        more = f" (and {len(file.problems) - 1} more)" if len(file.problems) > 1 else ""
+        lost = f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
+        raise Concealed(f"{file.problems[0]}{more}; {target} is written, {lost}")
+    return Done(() if quiet else (f"{source} -> {target}  {size}  {count} frames",))
+
+
+def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
+    from nic.pixels import Picture, output_format, save
+
+    picture = BytesIO()
+    save(Picture(pixels), picture, output_format(suffix))
+    write(target, picture.getvalue())
+
+
+def _write_pictures(file: "ClipFile", target: str, suffix: str, device: str) -> int:
+    """One picture a frame, numbered from 0 in ``target``; returns how many."""
+    from nic import video
+
+    try:
+        first = target % 0
+    except (TypeError, ValueError):
+        first = target
+    if first == target or target % 1 == first:
+        raise UsageError(f"{target!r} has no place for one number, as in frames/%04d.png")
+    count = 0
+    for count, (_, pixels) in enumerate(video.decode_frames(file, device=device), 1):
+        _save_picture(pixels, target % (count - 1), suffix)
+    return count
+
+
+def _write_video(file: "ClipFile", target: str, suffix: str, device: str) -> int:
+    """A video with its audio; returns how many frames it has."""
+    from fractions import Fraction
+
+    from tqdm import tqdm
+
+    from nic import video
+    from nic.media import ClipWriter
+
+    clip, header = file.clip, file.header
+    tick, aspect = Fraction(clip.tick_num, clip.tick_den), Fraction(clip.aspect_num, clip.aspect_den)
+    count = 0
+    with (
+        replacing(target) as part,
+        ClipWriter(str(part), suffix, header.width, header.height, tick, aspect) as writer,
+        tqdm(total=clip.frames, unit="frame", disable=None) as bar,
+    ):
+        if file.audio:
+            writer.add_audio(file.audio)
+        for time, pixels in video.decode_frames(file, device=device):
+            writer.add(pixels, time)
+            bar.update()
+            count += 1
+    return count

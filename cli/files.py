@@ -21,11 +21,13 @@ __all__ = [
     "cores",
     "expand",
     "for_each",
+    "frame_range",
     "jobs_option",
     "picture_bar",
     "plan",
     "ray_option",
     "read",
+    "replacing",
     "report",
     "resume_option",
     "stdin_blocks",
@@ -176,6 +178,15 @@ def read(source: str) -> bytes:
         raise BadInput(f"cannot be read: {error.strerror}") from error
 
 
+def frame_range(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int | None]:
+    """A:B as the first frame and the one behind the last."""
+    try:
+        first, last = (text or ":").split(":")
+        return int(first or 0), int(last) if last else None
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not A:B: two whole numbers, each of which may be left out") from None
+
+
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
 )
@@ -222,16 +233,25 @@ def write(target: str, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
+    with replacing(target) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def replacing(target: str) -> Iterator[Path]:
+    """A new file to write, which takes the target's name at the end if nothing is raised; devices as they are.
+
+    Makes the folders that it needs. Raises OutputExists where it cannot be written.
+    """
     path = Path(os.path.realpath(target))
     try:
         if path.exists() and not path.is_file():
-            path.write_bytes(data)
+            yield path
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".nic-{secrets.token_hex(8)}.part")
         try:
-            with open(part, "xb") as file:
-                file.write(data)
+            yield part
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

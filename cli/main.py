@@ -29,7 +29,7 @@ EPILOG = """\b
 Exit codes:
   0    done
   2    wrong usage
-  3    an input cannot be read, or is no picture that nic can compress
+  3    an input cannot be read, or is no picture or video that nic can compress
   4    a .nic file is damaged, truncated, or no .nic file
   5    a .nic file needs a newer nic, or a model that is not installed
   6    an output exists (use --force), or cannot be written
@@ -58,11 +58,13 @@ class _Group(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="nic")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """A learned image codec.
+    """A learned codec of pictures and videos.
 
     \b
     nic compress photo.png photo.nic
     nic decompress photo.nic photo.png
+    nic compress clip.mp4 clip.nic
+    nic decompress clip.nic clip.mkv
     """
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")  # stderr is for nic's own lines, not for those of its libraries

@@ -12,10 +12,12 @@ __all__ = ["verify"]
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def verify(files: tuple[str, ...], device: str) -> None:
     """Check each .nic FILE's checksums and decode its every symbol; - is stdin. Prints "FILE: OK" for an intact one."""
-    from nic import codec
+    from nic import codec, video
+    from nic.bitstream.container import holds_video
 
     def check(source: str) -> None:
-        codec.verify(read(source), device=device)
+        data = read(source)
+        (video if holds_video(data) else codec).verify(data, device=device)
         click.echo(f"{source}: OK")
 
     for_each(files, check)

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from nic.models.transforms import Analysis, HyperAnalysis, Synthesis
     from nic.models.vq import Codebooks
 
-__all__ = ["DEFAULT", "Model", "available", "find", "load", "model_id", "read_codebooks", "save"]
+__all__ = ["DEFAULT", "VIDEO", "Model", "available", "find", "load", "model_id", "read_codebooks", "save"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "fidelity"
 SYMBOLS = ("prior.", "codebooks.")  # prefixes of the tensors that decide symbols
+VIDEO = "video"  # name and mode of the model of videos: they code differences to its synthesis, so its id covers that
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Model:
     device: "torch.device"
 
 
-def model_id(tensors: dict[str, np.ndarray]) -> bytes:
-    """8 bytes that name the tensors that decide symbols."""
+def model_id(tensors: dict[str, np.ndarray], mode: str = DEFAULT) -> bytes:
+    """8 bytes that name the tensors that decide symbols and, of the model of videos, those of the synthesis."""
+    named = (*SYMBOLS, "synthesis.") if mode == VIDEO else SYMBOLS
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        if name.startswith(SYMBOLS):
+        if name.startswith(named):
             array = tensors[name]
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -85,7 +87,9 @@ def find(wanted: bytes | str) -> dict[str, Any]:
     )
 
 
-def save(codec: "ImageCodec", prior: "Prior", codebooks: "Codebooks", path: Path, card: dict[str, Any]) -> bytes:
+def save(
+    codec: "ImageCodec", prior: "Prior", codebooks: "Codebooks", path: Path, card: dict[str, Any], mode: str = DEFAULT
+) -> bytes:
     """Writes a weight file, transforms in float16, the rest in integers, and returns the model id."""
     from safetensors.numpy import save_file
 
@@ -96,9 +100,9 @@ def save(codec: "ImageCodec", prior: "Prior", codebooks: "Codebooks", path: Path
     for name, value in prior.state_dict().items():
         tensors[f"prior.{name}"] = smallest_integers(value.cpu().numpy())
     tensors |= {f"codebooks.{name}": value for name, value in codebooks.to_arrays().items()}
-    identity = model_id(tensors)
+    identity = model_id(tensors, mode)
     metadata = {
-        "mode": DEFAULT,
+        "mode": mode,
         "id": identity.hex(),
         "config": json.dumps(asdict(codec.config)),
         "card": json.dumps(card),
@@ -131,7 +135,7 @@ def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> Model:
     with safe_open(entry["path"], framework="numpy") as file:
         config = ImageConfig(**json.loads(file.metadata()["config"]))
     tensors = load_file(entry["path"])
-    if model_id(tensors).hex() != entry["id"]:
+    if model_id(tensors, entry["mode"]).hex() != entry["id"]:
         raise UnknownModel(f"{entry['path']} is damaged: its tensors do not match its id; reinstall nic")
     with torch.random.fork_rng(devices=[]):  # not on the meta device, whose initialisers take a second to import
         parts = {"analysis": Analysis(config), "hyper_analysis": HyperAnalysis(config)}

@@ -12,42 +12,20 @@ from nic.models.prior import GROUP, LATENT_MAX, UNIT
 from nic.models.store import Model
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 
-__all__ = ["decode_cell", "decode_cut_cell", "encode_cell"]
+__all__ = ["decode_cell", "decode_cut_cell", "encode_cell", "get_cell", "get_groups", "put_cell", "put_groups"]
 
 
 def encode_cell(model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float) -> tuple[bytes, Tensor]:
-    """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
-
-    quality: 0 to 63 in quarters. Returns the payload and the latents that a decoder will have, fixed point.
-    """
-    height, width = y.shape[2:]
-    targets = model.prior.targets(y, z)
+    """Codes a cell as a payload of its own; arguments and latents as in ``put_cell``."""
     encoder = Encoder(tables)
-
-    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
-        target = targets[stage].to(means.dtype).clamp(-LATENT_MAX, LATENT_MAX)
-        chosen, decoded = model.codebooks.quantize((target - means)[0], scale_classes[0].long())
-        symbols = chosen.cpu().numpy().astype(np.int32)
-        classes = scale_classes[0].cpu().numpy().astype(np.uint8)
-        encoder.put(*in_file_order(model, symbols, classes))
-        escaped = model.codebooks.escaped(symbols, classes)
-        if escaped.any():
-            steps = (decoded.cpu().numpy()[escaped] / UNIT).astype(np.int32)
-            encoder.put(steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
-        return decoded[None]
-
-    latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
+    latents = put_cell(model, encoder, y, z, quality)
     return encoder.finish(), latents
 
 
 def decode_cell(model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float) -> Tensor:
     """The latents [1, M, height, width], fixed point, of a cell's payload; raises BadFile."""
     decoder = Decoder(tables, payload)
-
-    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
-        return get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))[None].to(means)
-
-    latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
+    latents = get_cell(model, decoder, height, width, quality)
     decoder.finish()
     return latents
 
@@ -72,6 +50,43 @@ def decode_cut_cell(
         return torch.zeros_like(means)
 
     return model.prior.decode(height, width, quality_tensor(model, quality), source), complete
+
+
+def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: float) -> Tensor:
+    """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
+
+    quality: 0 to 63 in quarters. Returns the latents that a decoder will have, fixed point.
+    """
+    targets = model.prior.targets(y, z)
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        target = targets[stage].to(means.dtype).clamp(-LATENT_MAX, LATENT_MAX)
+        return put_groups(model, encoder, (target - means)[0], scale_classes[0])[None]
+
+    height, width = y.shape[2:]
+    return model.prior.decode(height, width, quality_tensor(model, quality), source)
+
+
+def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: float) -> Tensor:
+    """The latents [1, M, height, width], fixed point, that come next; raises BadFile."""
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        return get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))[None].to(means)
+
+    return model.prior.decode(height, width, quality_tensor(model, quality), source)
+
+
+def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor) -> Tensor:
+    """Codes groups [G, 4], fixed point, of scale classes [G], as one stage; returns what they decode to."""
+    chosen, decoded = model.codebooks.quantize(groups, scale_classes.long())
+    symbols = chosen.cpu().numpy().astype(np.int32)
+    classes = scale_classes.cpu().numpy().astype(np.uint8)
+    encoder.put(*in_file_order(model, symbols, classes))
+    escaped = model.codebooks.escaped(symbols, classes)
+    if escaped.any():
+        steps = (decoded.cpu().numpy()[escaped] / UNIT).astype(np.int32)
+        encoder.put(steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
+    return decoded
 
 
 def get_groups(model: Model, decoder: Decoder, classes: np.ndarray) -> Tensor:

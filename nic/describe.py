@@ -1,11 +1,52 @@
 """What a .nic file says of itself, read from its headers: needs neither torch nor the model."""
 
-from nic.bitstream.container import chunks, unpack
+from nic.bitstream.clip import salvage_clip
+from nic.bitstream.container import chunks, holds_video, unpack
 from nic.bitstream.header import FORMAT_MAJOR, Kind, Mode
-from nic.errors import UnknownModel
+from nic.errors import BadFile, UnknownModel
 from nic.models import store
+from nic.models.order import Layer, coding_order
 
 __all__ = ["describe"]
+
+
+def model_name(model_id: bytes) -> str | None:
+    try:
+        return str(store.find(model_id)["name"])
+    except UnknownModel:
+        return None
+
+
+def describe_video(data: bytes) -> dict[str, object]:
+    """The same of a video. ``parts`` has the bytes of each layer's frames, of the network, of audio, and the rest."""
+    file = salvage_clip(data)
+    if file.problems:
+        raise BadFile(file.problems[0])
+    header, clip = file.header, file.clip
+    parts = {layer.value: 0 for layer in Layer}
+    for group in file.groups.values():
+        for coded, words in zip(coding_order(len(group.frames), clip.span), group.frames, strict=True):
+            parts[coded.layer.value] += len(words)
+    parts |= {"network": len(file.weights or b""), "audio": len(file.audio or b"")}
+    parts["rest"] = len(data) - sum(parts.values())
+    last = file.groups[clip.groups - 1].ticks[-1]
+    seconds = last * clip.tick_num / clip.tick_den
+    return {
+        "format": FORMAT_MAJOR,
+        "kind": Kind(header.kind).name.lower(),
+        "width": header.width,
+        "height": header.height,
+        "frames": clip.frames,
+        "frames_per_second": round((clip.frames - 1) / seconds, 3) if seconds else None,
+        "pixel_aspect": f"{clip.aspect_num}:{clip.aspect_den}",
+        "group": clip.group,
+        "quality": round(clip.leaf / 2.52, 1),
+        "model_id": header.model_id.hex(),
+        "model": model_name(header.model_id),
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.width * header.height * clip.frames), 5),
+        "parts": [{"part": name, "bytes": count} for name, count in parts.items()],
+    }
 
 
 def describe(data: bytes) -> dict[str, object]:
@@ -13,12 +54,10 @@ def describe(data: bytes) -> dict[str, object]:
 
     Every checksum is tested, no symbol is decoded. ``model`` is None where the model is not installed.
     """
+    if holds_video(data):
+        return describe_video(data)
     file = unpack(data)
     header = file.header
-    try:
-        model = store.find(header.model_id)["name"]
-    except UnknownModel:
-        model = None
     return {
         "format": FORMAT_MAJOR,
         "kind": Kind(header.kind).name.lower(),
@@ -30,7 +69,7 @@ def describe(data: bytes) -> dict[str, object]:
         "alpha": file.alpha is not None,
         "quality": round(header.quality / 2.52, 1),
         "model_id": header.model_id.hex(),
-        "model": model,
+        "model": model_name(header.model_id),
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 4),
         "chunks": [{"tag": chunk.tag, "bytes": len(chunk.payload)} for chunk in chunks(data)],

@@ -204,12 +204,18 @@ def utilisation(books: Codebooks, samples: list[Tensor]) -> list[tuple[int, int,
     return rows
 
 
-def fit_from_photos(model: ImageCodec, photos: Photos, crops: int) -> tuple[Prior, Codebooks, list[Tensor]]:
-    """The integer prior, its codebooks, and the samples of the last pass for a report of utilisation."""
+def fit_from_photos(
+    model: ImageCodec, photos: Photos, crops: int, books: Codebooks | None = None
+) -> tuple[Prior, Codebooks, list[Tensor]]:
+    """The integer prior, its codebooks, and the samples of the last pass for a report of utilisation.
+
+    With ``books``, their codewords are kept, and only their symbols counted.
+    """
     prior = model.prior.to_integer()
     device = photos.pixels.device
-    books = fit_codebooks(gather(model, prior, photos, None, crops))
-    books = fit_codebooks(gather(model, prior, photos, books.to(device), crops))
+    if books is None:
+        books = fit_codebooks(gather(model, prior, photos, None, crops))
+        books = fit_codebooks(gather(model, prior, photos, books.to(device), crops))
     samples = gather(model, prior, photos, books.to(device), crops)
     for _ in range(RECOUNTS):
         books = recount(books, samples)
@@ -217,7 +223,15 @@ def fit_from_photos(model: ImageCodec, photos: Photos, crops: int) -> tuple[Prio
 
 
 def fit_weights(
-    checkpoint: Path, output: Path, data: list[Path], crops: int, device: str, workers: int, note: str
+    checkpoint: Path,
+    output: Path,
+    data: list[Path],
+    crops: int,
+    device: str,
+    workers: int,
+    note: str,
+    mode: str = store.DEFAULT,
+    codebooks: Codebooks | None = None,
 ) -> Iterator[str]:
     """Turns a training checkpoint into a weight file; yields the lines of a report."""
     torch.manual_seed(0)
@@ -225,7 +239,8 @@ def fit_weights(
     state = torch.load(checkpoint, map_location=where, weights_only=True)
     model = ImageCodec(ImageConfig(**state["config"])).to(where, memory_format=torch.channels_last).eval()
     model.load_state_dict(state["average"])
-    prior, books, samples = fit_from_photos(model, Photos(read_photos(data, "train", workers), where), crops)
+    photos = Photos(read_photos(data, "train", workers), where)
+    prior, books, samples = fit_from_photos(model, photos, crops, codebooks)
     rows = utilisation(books, samples)
     yield "class dimension codewords groups used"
     for index, (dimension, codewords, groups, used) in enumerate(rows):
@@ -238,4 +253,4 @@ def fit_weights(
         "codebook_use": round(min(row[3] for row in rows), 4),
         "note": note,
     }
-    yield f"wrote {output}, model id {store.save(model, prior, books, output, card).hex()}"
+    yield f"wrote {output}, model id {store.save(model, prior, books, output, card, mode).hex()}"

@@ -136,7 +136,7 @@ def test_accepted_orders(parts: tuple[tuple[str, bytes], ...]) -> None:
         ((HEAD, CELL, ALPHA, DONE), "after the first CELL"),
         ((HEAD, DONE), "cell 0 is missing"),
         ((HEAD, CELL, CELL, DONE), "cell 0 comes twice"),
-        ((HEAD, ("CELL", b"\1"), DONE), "index 1; a picture of this size has 1 cells"),
+        ((HEAD, ("CELL", b"\1"), DONE), "index 1; there are 1 cells"),
         ((HEAD, ("CELL", b""), DONE), "CELL chunk ends"),
         ((HEAD, ("CELL", b"\x80\0"), DONE), "varint"),
         ((HEAD, CELL), "truncated"),
@@ -210,7 +210,7 @@ def test_pack_wants_every_cell() -> None:
         {"bit_depth": 12},
         {"quality": 253},
         {"model_id": b"short"},
-        {"kind": Kind.VIDEO},
+        {"kind": 2},
     ],
 )
 def test_header_refuses_pictures_that_no_file_can_hold(change: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nic.bitstream import fields, limits
+from nic.bitstream.clip import CLIP_FIELDS
 from nic.bitstream.container import SIGNATURE
 from nic.bitstream.entropy import PRECISION, Decoder, Encoder, Tables
 from nic.bitstream.header import FORMAT_MAJOR, FORMAT_MINOR, HEADER_FIELDS
@@ -50,6 +51,10 @@ def test_signature() -> None:
 
 def test_header_table_is_the_declaration() -> None:
     assert fields.markdown_table(HEADER_FIELDS) in section("5")
+
+
+def test_clip_table_is_the_declaration() -> None:
+    assert fields.markdown_table(CLIP_FIELDS) in section("14.2")
 
 
 def test_limits_are_those_of_the_code() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from nic.bitstream.container import NicFile, salvage, unpack
 from nic.bitstream.header import Header, Kind, Mode
-from nic.errors import BadFile, NicError, UnsupportedFile
+from nic.errors import BadFile, NicError, UnsupportedFile, UsageError
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "format"
 
@@ -39,18 +39,18 @@ SALVAGED = {  # the cells, and what the problems say
 
 BAD = {
     "bad_newer_major": (UnsupportedFile, "version 2"),
-    "bad_video": (UnsupportedFile, "kind is 1"),
+    "bad_video": (UsageError, "holds a video"),
     "bad_unknown_critical": (UnsupportedFile, "NEWC"),
     "bad_text_mode": (BadFile, "as text"),
     "bad_truncated": (BadFile, "truncated"),
     "bad_trailing": (BadFile, "after DONE"),
     "bad_crc": (BadFile, "CRC mismatch in chunk CELL"),
-    "bad_two_cells": (BadFile, "index 1; a picture of this size has 1 cells"),
+    "bad_two_cells": (BadFile, "index 1; there are 1 cells"),
     "bad_swapped_cells": (BadFile, "cell 1 comes after cell 2"),
     "bad_missing_cell": (BadFile, "cell 1 is missing"),
     "bad_repeated_cell": (BadFile, "cell 1 comes twice"),
     "bad_cell_twice": (BadFile, "cell 1 comes twice"),
-    "bad_cell_index": (BadFile, "index 4; a picture of this size has 4 cells"),
+    "bad_cell_index": (BadFile, "index 4; there are 4 cells"),
     "bad_late_alpha": (BadFile, "ALPH"),
     "bad_long_varint": (BadFile, "varint"),
     "bad_pixels": (BadFile, "16385×16384"),

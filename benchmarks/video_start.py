@@ -1,0 +1,100 @@
+"""What starting from the shipped network is worth to a video: python benchmarks/video_start.py CLIP [SECONDS]
+
+One group of frames is coded at one quality. Then the synthesis is fitted to its latents twice, with as much time on the
+processor: from the shipped weights, as nic does it, and from random weights, all of them in float. Prints PSNR over
+time, and the bits of both networks, the second one's at 6 bits a weight.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from nic import video
+from nic.codec import load_model
+from nic.frames import CodedFrame, GroupMotion, encode_group
+from nic.media import Source
+from nic.models import store
+from nic.models.fit import Sample, exponents, fit
+from nic.models.order import Coded
+from nic.models.transforms import Synthesis
+from nic.weights import apply_weights, encode_weights
+
+FRAMES, QUALITY, BITS_A_WEIGHT = 24, 30, 6
+
+
+def samples_of(path: str) -> tuple[store.Model, list[Sample], int]:
+    """The model, its samples of the group, and the bits of the group's frames."""
+    source = Source.open(path, 0, FRAMES)
+    frames = list(source.frames())
+    model = load_model(store.VIDEO, "cpu")
+    encoder = video.ClipEncoder(source, model, video.EFFORTS[1])
+    level = round(QUALITY / 100 * video.LEVELS)
+    samples: list[Sample] = []
+
+    def keep(place: Coded, frame: CodedFrame) -> None:
+        samples.append(encoder.sample(frames[place.frame], frame, video.above(level, place.layer), 0))
+
+    motion = GroupMotion.search(model, frames, video.SPAN)
+    coded = encode_group(model, frames, motion, lambda layer: video.above(level, layer), 0, keep)
+    return model, samples, sum(8 * len(frame.words) for frame in coded)
+
+
+@torch.inference_mode()
+def psnr(synthesis: torch.nn.Module, samples: list[Sample]) -> float:
+    errors = []
+    for sample in samples:
+        error = sample.error(synthesis(sample.latents, sample.quality)) / sample.bits
+        errors.append(float(error) / (3 * sample.height * sample.width))
+    return float(np.mean([-10 * np.log10(error) for error in errors]))
+
+
+def from_scratch(model: store.Model, samples: list[Sample], seconds: float) -> Iterator[tuple[float, float]]:
+    """Seconds of processor time and PSNR, after 1/8, 1/4, 1/2 and all of ``seconds``."""
+    torch.manual_seed(0)
+    synthesis = Synthesis(model.config).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(synthesis.parameters(), 2e-3)
+    start, told, number = time.process_time(), seconds / 8, 0
+    while (spent := time.process_time() - start) < seconds:
+        sample = samples[number % len(samples)]
+        with torch.autocast("cpu", torch.bfloat16):
+            images = synthesis(sample.latents, sample.quality)
+        optimizer.zero_grad()
+        (sample.error(images) / sample.bits / sample.residual.numel()).backward()
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - spent / seconds) + 1e-5
+        optimizer.step()
+        number += 1
+        if spent >= told:
+            yield spent, psnr(synthesis, samples)
+            told *= 2
+    yield seconds, psnr(synthesis, samples)
+
+
+def main(path: str, seconds: float) -> None:
+    model, samples, bits = samples_of(path)
+    weights = sum(parameter.numel() for parameter in model.synthesis.parameters())
+    print(f"{path}, {FRAMES} frames, quality {QUALITY}, {model.id.hex()}: {bits} bits of frames")
+    print(f"shipped network     {0:6.1f} s  {psnr(model.synthesis, samples):.2f} dB  0 bits")
+    scale = 1.0
+    steps = exponents(model.synthesis, samples, scale)
+    start = time.process_time()
+    fit(model.synthesis, samples[:4], steps, scale, 1)
+    epochs = max(1, int(seconds / ((time.process_time() - start) / 4 * len(samples))))
+    start = time.process_time()
+    payload = encode_weights(model, fit(model.synthesis, samples, steps, scale, epochs), steps)
+    spent = time.process_time() - start
+    fitted = apply_weights(model, payload)
+    changed = sum(dict(model.synthesis.named_parameters())[name].numel() for name in steps)
+    per_weight = 8 * len(payload) / changed
+    value = psnr(fitted.synthesis, samples)
+    print(
+        f"fitted, {epochs} epochs  {spent:6.1f} s  {value:.2f} dB  {8 * len(payload)} bits, {per_weight:.2f} a weight"
+    )
+    for spent, value in from_scratch(model, samples, seconds):
+        print(f"from random weights {spent:6.1f} s  {value:.2f} dB  {BITS_A_WEIGHT * weights} bits")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 60)

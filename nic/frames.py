@@ -1,0 +1,281 @@
+"""Frames of a video between pixels and words: groups of them, each a prediction plus a coded residual.
+
+One frame goes the way of a picture (nic/codec.py): analysis, prior, codebooks, range coder, and synthesis, which is the
+network of this clip. What goes that way is the frame minus its prediction (nic/models/video.py).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nic.bitstream.clip import Clip, ClipFile, Group
+from nic.bitstream.entropy import Decoder, Encoder, Tables
+from nic.bitstream.header import Header
+from nic.cells import get_cell, get_groups, put_cell, put_groups
+from nic.effort import Coded, refine
+from nic.models.order import Coded as Place
+from nic.models.order import Layer, coding_order
+from nic.models.prior import CLASSES, GROUP, UNIT, grouped
+from nic.models.store import Model
+from nic.models.transforms import lambda_of
+from nic.models.video import BLOCK, GREY, Motion, predict, search
+from nic.models.vq import ESCAPE_CLASS, RATE_WEIGHT
+from nic.windows import cell_slices, latent_grid, shrink
+
+__all__ = ["CodedFrame", "decode_frame", "decode_group", "encode_group", "level_of", "tables_of"]
+
+CLASS_TABLE = ESCAPE_CLASS + 1  # the table of scale classes, all equally likely
+COARSE = 4  # blocks a side of one coarse motion vector
+TRIED_CLASSES = tuple(range(0, CLASSES, 3))  # of motion
+
+
+@lru_cache(maxsize=4)
+def tables_of(model_id: bytes, model: Model) -> Tables:
+    """The model's tables, and one for scale classes that are sent."""
+    even = np.full(CLASSES, 2**24 // CLASSES, np.uint32)
+    return Tables([*model.codebooks.frequency_tables(), even])
+
+
+def level_of(header: Header, clip: Clip, layer: Layer) -> int:
+    """The quality level of the frames of a layer."""
+    levels = {Layer.KEY: header.quality, Layer.FORWARD: clip.forward, Layer.MIDDLE: clip.middle, Layer.LEAF: clip.leaf}
+    return levels[layer]
+
+
+# --- frames
+
+
+def to_frame(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Pixels [H, W, 3] uint8 -> [1, 3, h, w] in [0, 1], sides rounded up to 64, the last row and column going on."""
+    height, width = (BLOCK * side for side in latent_grid(*pixels.shape[:2]))
+    frame = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
+    return F.pad(frame, (0, width - frame.shape[3], 0, height - frame.shape[2]), mode="replicate")
+
+
+@dataclass(frozen=True)
+class CodedFrame:
+    """A frame's words, and what a decoder makes of them: pixels [H, W, 3] uint8; latents and prediction for fitting."""
+
+    words: bytes
+    pixels: np.ndarray
+    latents: Tensor
+    prediction: Tensor
+
+
+def encode_frame(
+    model: Model, pixels: np.ndarray, references: list[np.ndarray], motion: Motion, level: int, iterations: int
+) -> CodedFrame:
+    """Codes pixels [H, W, 3] uint8 from decoded references of that size, along ``motion`` (see ``search``)."""
+    target = to_frame(pixels, model.device)
+    quality = torch.tensor([level / 4], device=model.device)
+    head = Encoder(tables_of(model.id, model))
+    known = [to_frame(frame, model.device) for frame in references]
+    prediction = predict(known, put_motion(model, head, motion, len(known)))
+    residual = (target - prediction + GREY).contiguous(memory_format=torch.channels_last)
+    valid = slice(pixels.shape[0]), slice(pixels.shape[1])
+    bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3
+
+    def code(targets: Tensor) -> Coded:
+        encoder = Encoder(tables_of(model.id, model))
+        put_motion(model, encoder, motion, len(known))
+        latents = put_latents(model, encoder, targets, hyper, level)
+        return Coded((encoder.finish(),), latents)
+
+    def distortion(latents: Tensor) -> tuple[float, Tensor]:
+        with torch.enable_grad():
+            variable = latents.detach().clone().requires_grad_()
+            wrong = (synthesize(model, variable, level) - residual)[:, :, valid[0], valid[1]]
+            error = bits_per_error * wrong.square().sum()
+            return error.item(), torch.autograd.grad(error, variable)[0]
+
+    with torch.no_grad():
+        y = model.analysis(residual, quality)
+        hyper = model.hyper_analysis(y)
+        coded = refine(code, distortion, y, iterations) if iterations else code(y)
+        decoded = reconstruct(model, prediction, coded.latents, level, *pixels.shape[:2])
+    return CodedFrame(coded.cells[0], decoded, coded.latents, prediction)
+
+
+@torch.inference_mode()
+def decode_frame(
+    model: Model, words: bytes, references: list[np.ndarray], level: int, height: int, width: int
+) -> np.ndarray:
+    """The pixels [height, width, 3] uint8 of a frame's words; raises BadFile."""
+    decoder = Decoder(tables_of(model.id, model), words)
+    rows, columns = latent_grid(height, width)
+    motion = get_motion(model, decoder, rows, columns, len(references))
+    latents = get_latents(model, decoder, rows, columns, level)
+    decoder.finish()
+    known = [to_frame(frame, model.device) for frame in references]
+    prediction = predict(known, motion)
+    return reconstruct(model, prediction, latents, level, height, width)
+
+
+def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
+    latents = latents.contiguous(memory_format=torch.channels_last)
+    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
+    return images
+
+
+def reconstruct(model: Model, prediction: Tensor, latents: Tensor, level: int, height: int, width: int) -> np.ndarray:
+    """Prediction plus residual, rounded to 8 bits: what is shown, and what other frames are predicted from."""
+    image = (prediction + synthesize(model, latents, level) - GREY)[0, :, :height, :width].clamp(0, 1)
+    pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels
+
+
+def put_latents(model: Model, encoder: Encoder, y: Tensor, z: Tensor, level: int) -> Tensor:
+    """Codes latents and hyper-latents of a frame cell by cell; returns the decoded latents, in steps."""
+    latents = torch.empty_like(y)
+    for rows, columns in cell_slices(*y.shape[2:]):
+        hyper = shrink((rows, columns))
+        cell = put_cell(model, encoder, y[:, :, rows, columns], z[:, :, hyper[0], hyper[1]], level / 4)
+        latents[:, :, rows, columns] = cell / UNIT
+    return latents
+
+
+def get_latents(model: Model, decoder: Decoder, height: int, width: int, level: int) -> Tensor:
+    """The latents [1, M, height, width] of a frame, in steps."""
+    latents = None
+    for rows, columns in cell_slices(height, width):
+        cell = get_cell(model, decoder, rows.stop - rows.start, columns.stop - columns.start, level / 4)
+        if latents is None:
+            latents = cell.new_empty(1, cell.shape[1], height, width)
+        latents[:, :, rows, columns] = cell / UNIT
+    assert latents is not None
+    return latents
+
+
+# --- motion: flow of 4x4 blocks, then what each block adds to its own, then the blends of 2x2 blocks; groups of four
+
+
+def put_motion(model: Model, encoder: Encoder, motion: Motion, references: int) -> Motion:
+    """Codes motion against 0, 1 or 2 references; returns what it decodes to."""
+    if not references:
+        return motion
+    flow = grouped(motion.flow)[:, 0]
+    coarse = upsampled(put_field(model, encoder, grouped(F.avg_pool2d(motion.flow, COARSE))[:, 0]))
+    decoded = (coarse + put_field(model, encoder, flow - coarse)).movedim(3, 1)
+    if references == 1:
+        return Motion(decoded, motion.blend)
+    blends = put_field(model, encoder, F.pixel_unshuffle(motion.blend, 2).movedim(1, 3))
+    return Motion(decoded, F.pixel_shuffle(blends.movedim(3, 1), 2))
+
+
+def get_motion(model: Model, decoder: Decoder, height: int, width: int, references: int) -> Motion:
+    """The motion of height x width blocks that comes next."""
+    motion = Motion(*(torch.zeros(1, channels, height, width, device=model.device) for channels in (4, 1)))
+    if not references:
+        return motion
+    coarse = upsampled(get_field(model, decoder, height // COARSE, width // COARSE))
+    decoded = (coarse + get_field(model, decoder, height, width)).movedim(3, 1)
+    if references == 1:
+        return Motion(decoded, motion.blend)
+    blends = get_field(model, decoder, height // 2, width // 2)
+    return Motion(decoded, F.pixel_shuffle(blends.movedim(3, 1), 2))
+
+
+def upsampled(field: Tensor) -> Tensor:
+    return field.repeat_interleave(COARSE, 1).repeat_interleave(COARSE, 2)
+
+
+def put_field(model: Model, encoder: Encoder, field: Tensor) -> Tensor:
+    """Codes a field [1, h, w, 4] with the class that suits it best; returns what it decodes to."""
+    groups = field.reshape(-1, GROUP) * UNIT
+    best = min(TRIED_CLASSES, key=lambda c: cost(model, groups, c))
+    encoder.put(np.array([best], np.int32), np.array([CLASS_TABLE], np.uint8))
+    return (put_groups(model, encoder, groups, torch.full((len(groups),), best, device=groups.device)) / UNIT).view(
+        field.shape
+    )
+
+
+def get_field(model: Model, decoder: Decoder, height: int, width: int) -> Tensor:
+    best = decoder.get(np.array([CLASS_TABLE], np.uint8))[0]
+    groups = get_groups(model, decoder, np.full(height * width, best, np.uint8))
+    return (groups.to(model.device).float() / UNIT).view(1, height, width, GROUP)
+
+
+def cost(model: Model, groups: Tensor, c: int) -> float:
+    """Rate and distortion of groups [G, 4], fixed point, in class c, in bits."""
+    books = model.codebooks
+    if len(books.bits[c]) == 1:
+        error = groups.view(-1, books.codewords[c].shape[1]) - books.codewords[c]
+        return float(error.square().sum()) / UNIT**2 / RATE_WEIGHT
+    vectors = groups.reshape(-1, books.codewords[c].shape[1])
+    symbols, decoded = books.nearest(c, vectors)
+    bits = float(books.bits[c][symbols].sum())
+    return bits + float((vectors - decoded).square().sum()) / UNIT**2 / RATE_WEIGHT
+
+
+# --- groups
+
+
+@dataclass(frozen=True)
+class GroupMotion:
+    """The motion of every frame of a group, in coding order: independent of quality and of the network."""
+
+    order: list[Place]
+    fields: list[Motion]
+
+    @classmethod
+    def search(cls, model: Model, frames: list[np.ndarray], span: int) -> "GroupMotion":
+        """Block matching between the original frames."""
+        order = coding_order(len(frames), span)
+        tensors = [to_frame(frame, model.device) for frame in frames]
+        fields = [search(tensors[place.frame], [tensors[r] for r in place.references]) for place in order]
+        return cls(order, fields)
+
+
+def encode_group(
+    model: Model,
+    frames: list[np.ndarray],
+    motion: GroupMotion,
+    level: Callable[[Layer], int],
+    iterations: int,
+    after: Callable[[Place, CodedFrame], None] = lambda place, frame: None,
+) -> list[CodedFrame]:
+    """Codes frames [H, W, 3] uint8 in coding order; ``after`` sees each one."""
+    decoded: dict[int, np.ndarray] = {}
+    coded = []
+    for place, field in zip(motion.order, motion.fields, strict=True):
+        references = [decoded[index] for index in place.references]
+        frame = encode_frame(model, frames[place.frame], references, field, level(place.layer), iterations)
+        decoded[place.frame] = frame.pixels
+        coded.append(frame)
+        after(place, frame)
+    return coded
+
+
+def decode_group(
+    model: Model, file: ClipFile, group: Group, wanted: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames of a group as they are shown, or one of them: (index in the group, pixels [H, W, 3] uint8).
+
+    Of one frame, only those that it is predicted from are decoded. Raises BadFile.
+    """
+    order = coding_order(len(group.frames), file.clip.span)
+    needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
+    height, width = file.header.height, file.header.width
+    decoded: dict[int, np.ndarray] = {}
+    for place, words in zip(order, group.frames, strict=True):
+        if place.frame in needed:
+            references = [decoded[index] for index in place.references]
+            level = level_of(file.header, file.clip, place.layer)
+            decoded[place.frame] = decode_frame(model, words, references, level, height, width)
+    yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
+
+
+def ancestors(order: list[Place], frame: int) -> set[int]:
+    """A frame and all frames that it depends on."""
+    references = {place.frame: place.references for place in order}
+    needed, waiting = set[int](), [frame]
+    while waiting:
+        index = waiting.pop()
+        needed.add(index)
+        waiting += references[index]
+    return needed

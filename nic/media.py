@@ -1,0 +1,219 @@
+"""Videos in other formats: the only place that reads and writes their containers (PyAV, that is ffmpeg).
+
+Frames are 8-bit RGB and upright: a rotation in the container is applied, as the EXIF orientation is to pictures. Audio
+is copied, never decoded; a .nic file keeps it as a Matroska file of its own.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, cast
+
+import av
+import numpy as np
+
+from nic.bitstream.limits import MAX_FRAMES
+from nic.errors import BadInput, NicError, UsageError
+
+__all__ = ["SUFFIXES", "WRITABLE", "ClipWriter", "Source", "looks_like_video"]
+
+SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv .y4m".split())
+# What frames become in each container: encoder, pixel format, options. Matroska is lossless, the others nearly so.
+WRITABLE: dict[str, tuple[str, str, dict[str, str]]] = {
+    ".mkv": ("ffv1", "bgr0", {"level": "3"}),
+    ".mov": ("libx264", "yuv420p", {"crf": "10"}),
+    ".mp4": ("libx264", "yuv420p", {"crf": "10"}),
+}
+BT601 = 5  # AVCOL_SPC_BT470BG: the matrix that swscale uses where a frame names none
+PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"jxl ", b"jp2 ")
+
+
+def looks_like_video(start: bytes) -> bool:
+    """Whether a file's first 12 bytes or more are those of a video container that is no picture format, too."""
+    if start[4:8] == b"ftyp":
+        return start[8:12] not in PICTURE_BRANDS
+    matroska, mpeg, ogg = b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"OggS"
+    return start.startswith((matroska, mpeg, ogg, b"YUV4MPEG2", b"FLV\1")) or start[8:12] == b"AVI "
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Give BadInput for whatever ffmpeg raises."""
+    try:
+        yield
+    except NicError:
+        raise
+    except (OSError, ValueError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"cannot be read as a video: {' '.join(reason.split())}") from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video file, or the frames ``first`` to ``last`` of it.
+
+    Attributes:
+        width, height: of the upright frames.
+        ticks: timestamps of the frames in units of ``tick`` seconds, from 0, ascending.
+        aspect: width of a pixel over its height.
+        notes: what of the file is not kept, one line each.
+    """
+
+    path: str
+    first: int
+    width: int
+    height: int
+    ticks: tuple[int, ...]
+    tick: Fraction
+    aspect: Fraction
+    begin: Fraction  # seconds of the first frame in the file
+    end: Fraction | None  # seconds at which the last one ends, where frames follow it
+    notes: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: str, first: int = 0, last: int | None = None) -> "Source":
+        """Decodes a file once, to count its frames. ``last`` is not included. Raises BadInput."""
+        stamps: list[int | None] = []
+        notes: list[str] = []
+        size: tuple[int, int] | None = None
+        with reading(), av.open(path) as container:
+            stream = video_stream(container)
+            tick = stream.time_base or Fraction(1, 1000)
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+            for frame in container.decode(stream):
+                stamps.append(frame.pts)
+                if len(stamps) > MAX_FRAMES:
+                    raise BadInput(f"more than {MAX_FRAMES} frames: take a part with --frames")
+                turned = frame.rotation % 180 == 90
+                shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
+                if size is None:
+                    size = shape
+                    aspect = 1 / aspect if turned and aspect else aspect
+                    if frame.format.components[0].bits > 8:
+                        notes.append(f"{frame.format.components[0].bits}-bit samples become 8-bit")
+                    if any(component.is_alpha for component in frame.format.components):
+                        notes.append("the alpha channel is dropped")
+                    if frame.interlaced_frame:
+                        notes.append("interlaced frames are kept as they are, both fields in one")
+                if shape != size:
+                    raise BadInput(f"frame {len(stamps) - 1} is {shape[0]}x{shape[1]}, the first {size[0]}x{size[1]}")
+            rate = stream.average_rate
+        if size is None:
+            raise BadInput("the video has no frame that can be decoded")
+        if any(stamp is None for stamp in stamps):
+            tick, stamps = 1 / (rate or Fraction(25)), list(range(len(stamps)))
+        if not 0 <= first < (len(stamps) if last is None else min(last, len(stamps))):
+            raise UsageError(f"--frames {first}:{'' if last is None else last} names no frame of {len(stamps)}")
+        chosen = [int(stamp) for stamp in stamps[first:last] if stamp is not None]
+        ticks = [0]
+        for stamp in chosen[1:]:
+            ticks.append(max(ticks[-1] + 1, stamp - chosen[0]))
+        aspect = (aspect or Fraction(1)).limit_denominator(1000)
+        begin = chosen[0] * tick
+        end = None if last is None or last >= len(stamps) else begin + (ticks[-1] + mean_step(ticks)) * tick
+        return cls(path, first, *size, tuple(ticks), tick, aspect, begin, end, tuple(notes))
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """The frames [H, W, 3] uint8 from ``start`` on."""
+        with reading(), av.open(self.path) as container:
+            stream = video_stream(container)
+            stream.thread_type = "AUTO"
+            for index, frame in enumerate(container.decode(stream)):
+                if index >= self.first + len(self.ticks):
+                    return
+                if index >= self.first + start:
+                    yield upright(frame)
+
+    def audio(self) -> bytes | None:
+        """The first audio track of these frames' time as a Matroska file; None without one."""
+        buffer = io.BytesIO()
+        with reading(), av.open(self.path) as container:
+            if not container.streams.audio:
+                return None
+            with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as copy:
+                if not copy_audio(container, copy, self.begin, self.end):
+                    return None
+        return buffer.getvalue()
+
+
+def mean_step(ticks: Sequence[int]) -> Fraction:
+    return Fraction(ticks[-1], len(ticks) - 1) if len(ticks) > 1 else Fraction(1)
+
+
+def video_stream(container: Any) -> Any:
+    """The first video track that is no cover picture."""
+    for stream in container.streams.video:
+        if "attached_pic" not in str(stream.disposition):
+            return stream
+    raise BadInput("holds no video")
+
+
+def upright(frame: Any) -> np.ndarray:
+    pixels = frame.to_ndarray(format="rgb24")
+    turned: np.ndarray = np.rot90(pixels, round(frame.rotation / 90))
+    return np.ascontiguousarray(turned)
+
+
+def copy_audio(container: Any, copy: Any, begin: Fraction, end: Fraction | None) -> int:
+    """Copies the packets of the first audio track that start from ``begin`` to ``end`` (seconds); returns how many."""
+    source = container.streams.audio[0]
+    target = copy.add_stream_from_template(source)
+    copied = 0
+    for packet in container.demux(source):
+        if packet.pts is None:
+            continue
+        start = packet.pts * packet.time_base
+        if start < begin or (end is not None and start >= end):
+            continue
+        shift = int(begin / packet.time_base)
+        packet.pts -= shift
+        packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+        packet.stream = target
+        copy.mux(packet)
+        copied += 1
+    return copied
+
+
+class ClipWriter:
+    """Writes frames and audio into a container; a context manager."""
+
+    def __init__(self, path: str, suffix: str, width: int, height: int, tick: Fraction, aspect: Fraction) -> None:
+        """Raises UsageError for a suffix that is not in WRITABLE."""
+        if suffix not in WRITABLE:
+            raise UsageError(f"cannot write a video as {suffix or 'no suffix'!r}: use {', '.join(WRITABLE)}")
+        encoder, pixels, options = WRITABLE[suffix]
+        self.container = cast(Any, av.open(path, "w", format={".mkv": "matroska"}.get(suffix, suffix[1:])))
+        self.stream = self.container.add_stream(encoder, options=options)
+        self.stream.width, self.stream.height = width, height
+        even = width % 2 == height % 2 == 0
+        self.pixels = pixels if even or pixels == "bgr0" else "yuv444p"  # 4:2:0 needs even sides
+        self.stream.pix_fmt = self.pixels
+        self.stream.codec_context.time_base = self.tick = tick
+        self.stream.codec_context.sample_aspect_ratio = aspect
+        if self.pixels != "bgr0":
+            self.stream.codec_context.colorspace = BT601
+        self.audio: bytes | None = None
+
+    def __enter__(self) -> "ClipWriter":
+        return self
+
+    def add_audio(self, matroska: bytes) -> None:
+        """Copies the track of ``Source.audio``. Raises UsageError where the container cannot hold it."""
+        try:
+            with av.open(io.BytesIO(matroska)) as track:
+                copy_audio(track, self.container, Fraction(0), None)
+        except (OSError, ValueError, av.FFmpegError) as error:
+            raise UsageError(f"the audio does not fit this container ({error}): write .mkv") from error
+
+    def add(self, pixels: np.ndarray, tick: int) -> None:
+        """Appends a frame [H, W, 3] uint8."""
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=self.pixels)
+        frame.pts, frame.time_base = tick, self.tick
+        self.container.mux(self.stream.encode(frame))
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.container.mux(self.stream.encode(None))
+        self.container.close()

@@ -1,0 +1,357 @@
+"""Videos to .nic files and back: the whole story of one clip, in the order in which it happens.
+
+Encoding goes group by group, so that memory is bounded by one group, and puts each finished group into the output's
+``.part`` file, from which an interrupted run goes on.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_start, salvage_clip
+from nic.bitstream.header import Header, Kind, Mode
+from nic.bitstream.limits import MAX_GROUP_PIXELS
+from nic.codec import LEVELS, load_model
+from nic.errors import BadFile, NicError, UsageError
+from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
+from nic.media import Source
+from nic.models import store
+from nic.models.fit import Sample, exponents, fit
+from nic.models.order import Coded, Layer
+from nic.models.transforms import lambda_of
+from nic.models.video import BLOCK, GREY
+from nic.weights import apply_weights, encode_weights, worth
+
+__all__ = ["EFFORTS", "Effort", "Encoded", "Progress", "compress", "decode_frames", "decode_one", "read", "verify"]
+
+GROUP = 48  # frames
+SPAN = 8  # frames between forward frames
+# How much better, in quality levels, key, forward and middle frames are than leaves: others are predicted from them.
+ABOVE = {Layer.KEY: 92, Layer.FORWARD: 68, Layer.MIDDLE: 36, Layer.LEAF: 0}
+FIT_GROUPS = 2  # groups from which the clip's network is learned
+WINDOW = 32  # latents a side of what a sample holds of a frame: 512 pixels
+SEARCHES = 4  # sizes tried for a target
+LEVELS_PER_E = 55  # quality levels for e times the bytes, about; measured
+OVERHEAD = 4  # bytes of a frame besides its words
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an effort means: epochs of fitting the network, and iterations of refining each frame's latents."""
+
+    epochs: int
+    iterations: int
+
+
+EFFORTS = {
+    1: Effort(0, 0),
+    2: Effort(4, 0),
+    3: Effort(6, 1),
+    4: Effort(8, 2),
+    5: Effort(16, 3),
+    6: Effort(32, 5),
+    7: Effort(64, 9),
+    8: Effort(150, 16),
+    9: Effort(400, 40),
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an encoder is: ``done`` of 1, bytes so far, mean PSNR in dB of the frames coded so far (NaN before)."""
+
+    done: float
+    size: int
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What was written: bytes, mean PSNR of the frames coded in this run in dB, notes for the user in one line each."""
+
+    size: int
+    psnr: float
+    notes: tuple[str, ...]
+
+
+def compress(
+    source: Source,
+    target: str,
+    *,
+    quality: float = 50,
+    bpp: float | None = None,
+    size: int | None = None,
+    effort: int = 4,
+    audio: bool = True,
+    resume: bool = False,
+    device: str = "auto",
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Encoded:
+    """Writes a video into the file ``target`` at a quality (0 to 100), or near bits per pixel or bytes of the file.
+
+    The bytes so far are in ``target``.part; with ``resume``, its finished groups of the same settings are taken over.
+    Raises UsageError, BadInput, and OSError where the files cannot be written.
+    """
+    if sum(option is not None for option in (bpp, size)) > 1:
+        raise UsageError("give only one of bpp and size")
+    model = load_model(store.VIDEO, device)
+    encoder = ClipEncoder(source, model, EFFORTS[effort])
+    track = source.audio() if audio else None
+    notes = list(source.notes)
+    if bpp is not None:
+        size = round(bpp * source.width * source.height * len(source.ticks) / 8)
+    level = round(quality / 100 * LEVELS)
+    if size is not None:
+        level = encoder.search(size - len(track or b""))
+    part = Path(f"{target}.part")
+    job = Job(encoder, level, track, part, progress)
+    job.run(resume)
+    with part.open("ab") as file:
+        file.write(pack_end())
+    os.replace(part, target)
+    written = os.path.getsize(target)
+    if size is not None and abs(written - size) > 0.1 * size:
+        notes.append(f"the target is missed: {written} bytes instead of {size}")
+    return Encoded(written, job.psnr, tuple(notes))
+
+
+class ClipEncoder:
+    """One video with one model."""
+
+    def __init__(self, source: Source, model: store.Model, effort: Effort) -> None:
+        self.source = source
+        self.model = model
+        self.effort = effort
+        pixels = source.width * source.height
+        self.length = max(1, min(GROUP, MAX_GROUP_PIXELS // pixels, len(source.ticks)))
+        self.kept: dict[int, tuple[list[np.ndarray], GroupMotion]] = {}  # of groups that are coded more than once
+
+    def header(self, level: int) -> Header:
+        """Raises BadInput for frames beyond the limits."""
+        size = self.source.width, self.source.height
+        return Header(Kind.VIDEO, Mode.FIDELITY, *size, 3, 8, above(level, Layer.KEY), self.model.id)
+
+    def clip(self, level: int) -> Clip:
+        tick, aspect = self.source.tick, self.source.aspect
+        return Clip(
+            frames=len(self.source.ticks),
+            group=self.length,
+            span=SPAN,
+            forward=above(level, Layer.FORWARD),
+            middle=above(level, Layer.MIDDLE),
+            leaf=above(level, Layer.LEAF),
+            tick_num=tick.numerator,
+            tick_den=tick.denominator,
+            aspect_num=aspect.numerator,
+            aspect_den=aspect.denominator,
+        )
+
+    def groups(self, start: int = 0) -> Iterator[tuple[int, list[np.ndarray], GroupMotion]]:
+        """Index, frames and motion of each group from ``start`` on."""
+        frames = self.source.frames(start * self.length)
+        index = start
+        while group := list(islice(frames, self.length)):
+            if index in self.kept:
+                yield index, *self.kept[index]
+            else:
+                yield index, group, GroupMotion.search(self.model, group, SPAN)
+            index += 1
+
+    def sampled(self) -> list[tuple[list[np.ndarray], GroupMotion]]:
+        """The groups that stand for the video: evenly spread, or all."""
+        count = -(-len(self.source.ticks) // self.length)
+        wanted = {round((i + 0.5) * count / FIT_GROUPS - 0.5) for i in range(FIT_GROUPS)}
+        if not self.kept:
+            self.kept = {index: (frames, motion) for index, frames, motion in self.groups() if index in wanted}
+        return list(self.kept.values())
+
+    def search(self, size: int) -> int:
+        """The level whose file is nearest to ``size`` bytes, judged by the sampled groups, without fitting.
+
+        The logarithm of the size is taken to be linear in the level between those tried.
+        """
+        sizes: dict[int, float] = {}
+        level = LEVELS // 3
+        for _ in range(SEARCHES):
+            sizes[level] = math.log(self.bytes_at(level) / max(1, size))
+            below = max((tried for tried in sizes if sizes[tried] <= 0), default=0)
+            beyond = min((tried for tried in sizes if sizes[tried] > 0), default=LEVELS)
+            if below in sizes and beyond in sizes and sizes[below] < sizes[beyond]:
+                share = sizes[below] / (sizes[below] - sizes[beyond])
+                level = round(below + share * (beyond - below))
+            else:
+                level = min(max(level - round(sizes[level] * LEVELS_PER_E), 0), LEVELS)
+            if level in sizes:
+                break
+        return level
+
+    def bytes_at(self, level: int) -> float:
+        """The size of the file, about."""
+        words = 0
+        for frames, motion in self.sampled():
+            coded = encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0)
+            words += sum(len(frame.words) + OVERHEAD for frame in coded)
+        sampled = sum(len(group) for group, _ in self.sampled())
+        return len(pack_start(self.header(level), self.clip(level), None, None)) + (
+            words * len(self.source.ticks) / sampled
+        )
+
+    def fit(self, level: int, report: Callable[[float], None]) -> bytes | None:
+        """The clip's differences to the shipped network, or None if they are not worth their bits."""
+        samples: list[Sample] = []
+        for frames, motion in self.sampled():
+
+            def keep(place: Coded, frame: CodedFrame, frames: list[np.ndarray] = frames) -> None:
+                samples.append(self.sample(frames[place.frame], frame, above(level, place.layer), len(samples)))
+
+            encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0, keep)
+        counted = sum(sample.height * sample.width for sample in samples)
+        scale = self.source.width * self.source.height * len(self.source.ticks) / counted
+        steps = exponents(self.model.synthesis, samples, scale)
+        changes = fit(self.model.synthesis, samples, steps, scale, self.effort.epochs, report)
+        payload = encode_weights(self.model, changes, steps)
+        gain = worth(self.model, samples) - worth(apply_weights(self.model, payload), samples)
+        return payload if gain * scale > 8 * len(payload) else None
+
+    def sample(self, pixels: np.ndarray, coded: CodedFrame, level: int, seed: int) -> Sample:
+        """A frame, or a window of it, for fitting."""
+        quality = torch.tensor([level / 4], device=self.model.device)
+        chance = torch.Generator().manual_seed(seed)
+        room = [max(1, side - WINDOW + 1) for side in coded.latents.shape[2:]]
+        corner = [int(torch.randint(side, (1,), generator=chance)) for side in room]
+        rows, columns = (slice(start, start + WINDOW) for start in corner)
+        places = [slice(BLOCK * part.start, BLOCK * part.stop) for part in (rows, columns)]
+        residual = (to_frame(pixels, self.model.device) - coded.prediction + GREY)[:, :, places[0], places[1]]
+        height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
+        bits = float(lambda_of(quality, self.model.config)) * 255**2 / 3
+        latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+        return Sample(latents, residual.half(), height, width, quality, bits)
+
+
+def above(level: int, layer: Layer) -> int:
+    return min(level + ABOVE[layer], LEVELS)
+
+
+class Job:
+    """Encoding into a part file."""
+
+    def __init__(
+        self, encoder: ClipEncoder, level: int, audio: bytes | None, part: Path, progress: Callable[[Progress], None]
+    ) -> None:
+        self.encoder, self.level, self.audio, self.part, self.progress = encoder, level, audio, part, progress
+        self.frames = len(encoder.source.ticks)
+        self.fitting = self.frames * encoder.effort.epochs / (encoder.effort.epochs + 4 + 4 * encoder.effort.iterations)
+        self.errors: list[float] = []  # PSNR of each frame
+        self.size = self.coded = 0  # bytes; frames, of earlier runs too
+
+    @property
+    def psnr(self) -> float:
+        return float(np.mean(self.errors)) if self.errors else math.nan
+
+    def report(self, done: float) -> None:
+        self.progress(Progress(done / (self.frames + self.fitting), self.size, self.psnr))
+
+    def run(self, resume: bool) -> None:
+        """Codes what the part file does not hold yet."""
+        encoder = self.encoder
+        header, clip = encoder.header(self.level), encoder.clip(self.level)
+        found = self.resumed(header, clip) if resume else None
+        if found:
+            weights, start = found.weights, len(found.groups)
+        else:
+            weights, start = None, 0
+            if encoder.effort.epochs:
+                weights = encoder.fit(self.level, lambda done: self.report(done * self.fitting))
+            self.part.write_bytes(pack_start(header, clip, self.audio, weights))
+        self.size, self.coded = self.part.stat().st_size, start * clip.group
+        model = apply_weights(encoder.model, weights)
+        for index, frames, motion in encoder.groups(start):
+            group = self.encode(model, index, frames, motion, header, clip)
+            with self.part.open("ab") as file:
+                file.write(pack_group(index, group))
+            self.size = self.part.stat().st_size
+
+    def resumed(self, header: Header, clip: Clip) -> ClipFile | None:
+        """The part file, cut behind its last whole group; None if it is of another video or other settings."""
+        try:
+            data = self.part.read_bytes()
+            found = salvage_clip(data)
+        except (OSError, NicError):
+            return None
+        whole = found.groups.keys() == set(range(len(found.groups)))
+        if (found.header, found.clip, found.audio) != (header, clip, self.audio) or not whole:
+            return None
+        start = pack_start(header, clip, self.audio, found.weights)
+        self.part.write_bytes(start + b"".join(pack_group(i, found.groups[i]) for i in range(len(found.groups))))
+        return found
+
+    def encode(
+        self, model: store.Model, index: int, frames: list[np.ndarray], motion: GroupMotion, header: Header, clip: Clip
+    ) -> Group:
+        start = index * clip.group
+
+        def after(place: Coded, frame: CodedFrame) -> None:
+            self.errors.append(psnr(frames[place.frame], frame.pixels))
+            self.size += len(frame.words) + 3
+            self.coded += 1
+            self.report(self.fitting + self.coded)
+
+        coded = encode_group(
+            model, frames, motion, lambda layer: level_of(header, clip, layer), self.encoder.effort.iterations, after
+        )
+        ticks = self.encoder.source.ticks[start : start + len(frames)]
+        return Group(ticks, tuple(frame.words for frame in coded))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.square(a.astype(np.float32) - b).mean()
+    return -10 * math.log10(max(float(error), 1e-6) / 255**2)
+
+
+# --- decoding
+
+
+def read(data: bytes) -> ClipFile:
+    """A video's parts, whatever is intact of them; see ``salvage_clip`` for what is raised."""
+    return salvage_clip(data)
+
+
+def network(file: ClipFile, device: str) -> store.Model:
+    return apply_weights(load_model(file.header.model_id, device), file.weights)
+
+
+def decode_frames(file: ClipFile, *, device: str = "auto") -> Iterator[tuple[int, np.ndarray]]:
+    """Timestamp in ticks and pixels [H, W, 3] uint8 of every frame whose group is intact. Raises BadFile."""
+    model = network(file, device)
+    for _, group in sorted(file.groups.items()):
+        for index, pixels in decode_group(model, file, group):
+            yield group.ticks[index], pixels
+
+
+def decode_one(file: ClipFile, frame: int, *, device: str = "auto") -> np.ndarray:
+    """The pixels [H, W, 3] uint8 of frame number ``frame``, from 0; decodes it and what it is predicted from.
+
+    Raises UsageError if there is no such frame, BadFile if its group is lost.
+    """
+    if not 0 <= frame < file.clip.frames:
+        raise UsageError(f"there is no frame {frame}: the video has frames 0 to {file.clip.frames - 1}")
+    index, place = divmod(frame, file.clip.group)
+    if index not in file.groups:
+        raise BadFile(f"frame {frame} is lost: group {index} is damaged")
+    ((_, pixels),) = decode_group(network(file, device), file, file.groups[index], place)
+    return pixels
+
+
+def verify(data: bytes, *, device: str = "auto") -> None:
+    """Decodes every frame of an intact file; raises BadFile for any problem."""
+    file = read(data)
+    if file.problems:
+        raise BadFile(file.problems[0])
+    for _ in decode_frames(file, device=device):
+        pass

@@ -1,0 +1,67 @@
+"""`nic bench --video`: every codec gives back its frames, and the table says what was measured."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import click.testing
+import numpy as np
+import pytest
+import skimage.data
+
+from nic.cli.main import cli
+
+for package in ("bjontegaard", "imageio_ffmpeg", "jinja2", "lpips", "matplotlib", "pytorch_msssim"):
+    if find_spec(package) is None:  # importing lpips needs nic.bench.shim first
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+bench = import_module("nic.bench.video")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three frames of odd size that move."""
+    path = tmp_path_factory.mktemp("clip") / "pan.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 171, 163, "bgr0"
+        for x in range(3):
+            part = np.ascontiguousarray(skimage.data.chelsea()[50:213, 100 + x : 271 + x])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(part, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["nic", "x264"])
+def test_codecs_give_back_their_frames(clip: Path, name: str) -> None:
+    from nic.media import Source
+    from nic.video import psnr
+
+    source = Source.open(str(clip))
+    frames = list(source.frames())
+    codec = bench.CODECS[name](1)
+    size, decoded, encoding, decoding = codec.run(source, frames, codec.settings[-1])
+    assert size > 100 and encoding > 0 and decoding > 0
+    assert all(psnr(a, b) > 27 for a, b in zip(frames, decoded, strict=True))
+
+
+def test_command(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is not measured again; metrics without weights at hand are not asked for."""
+    monkeypatch.setattr(bench, "METRIC_NAMES", ("psnr", "ms_ssim"))
+    arguments = ["bench", "--video", str(clip), "-o", str(tmp_path), "--codecs", "x264", "--frames", "0:2"]
+    first = click.testing.CliRunner().invoke(cli, arguments)
+    assert first.exit_code == 0, first.output
+    assert "| pan.mkv | x264 veryslow |" in first.stdout and first.stderr.count(" dB ") == 6
+    again = click.testing.CliRunner().invoke(cli, arguments)
+    assert again.stdout == first.stdout and again.stderr == ""
+    wrong = click.testing.CliRunner().invoke(cli, [*arguments[:-4], "--codecs", "jpeg"])
+    assert wrong.exit_code == 2 and "jpeg" in wrong.stderr
+
+
+def test_table_interpolates_over_the_logarithm_of_the_rate() -> None:
+    def row(bpp: float, psnr: float) -> dict[str, object]:
+        return {"video": "a", "label": "A", "bpp": bpp, "psnr": psnr}
+
+    line = bench.table([row(0.2, 36.0), row(0.05, 32.0)]).splitlines()[2]
+    assert line == "| a | A | – | 32.00 | 34.00 | 36.00 |"

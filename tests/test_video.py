@@ -1,0 +1,370 @@
+"""Videos: made by code with PyAV, coded, damaged, cut, and read back."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import click.testing
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from nic import video
+from nic.bitstream.clip import salvage_clip
+from nic.bitstream.container import chunks
+from nic.cli.main import cli
+from nic.codec import load_model
+from nic.errors import BadFile, BadInput, UsageError
+from nic.media import ClipWriter, Source, looks_like_video
+from nic.models import store
+from nic.models.fit import Sample, exponents, fit
+from nic.models.order import Layer, coding_order
+from nic.models.video import FLOW_STEP, predict, search
+from nic.weights import apply_weights, encode_weights, worth
+
+TICKS = (0, 40, 80, 160, 200, 240, 300, 330, 370)  # milliseconds: a variable frame rate
+WIDTH, HEIGHT = 93, 71
+
+
+def nic(*arguments: object) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def pan(count: int, width: int = WIDTH, height: int = HEIGHT) -> list[np.ndarray]:
+    """A photograph that moves by (3, 1) pixels a frame."""
+    photo = skimage.data.astronaut()
+    corners = [(20 + i, 150 + 3 * i) for i in range(count)]
+    return [np.ascontiguousarray(photo[y : y + height, x : x + width]) for y, x in corners]
+
+
+def write_clip(
+    path: Path, frames: list[np.ndarray], pixels: str = "yuv444p", codec: str = "libx264", audio: bool = True
+) -> Path:
+    options = {"crf": "5"} if codec == "libx264" else {}
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], pixels
+        stream.codec_context.time_base = Fraction(1, 1000)
+        track: Any = container.add_stream("aac", rate=16000, layout="mono") if audio else None
+        for frame, tick in zip(frames, TICKS, strict=False):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = tick, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+        for index in range(8 if audio else 0):
+            sound = np.sin(np.arange(1024, dtype=np.float32) / 9 + index)[None]
+            samples = av.AudioFrame.from_ndarray(sound, format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = 16000, 1024 * index
+            container.mux(track.encode(samples))
+        if audio:
+            container.mux(track.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine frames of odd size at a variable rate, with audio."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mkv", pan(9))
+
+
+@pytest.fixture(scope="module")
+def groups(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The clip in a .nic file of three groups, with a network of its own."""
+    target = tmp_path_factory.mktemp("groups") / "clip.nic"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "GROUP", 3)
+        video.compress(Source.open(str(clip)), str(target), quality=30, effort=1)
+    return target.read_bytes()
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    return list(Source.open(str(path)).frames())
+
+
+def test_round_trip(clip: Path, tmp_path: Path) -> None:
+    result = nic("compress", clip, tmp_path / "clip.nic", "-q", 60, "-e", 2)
+    assert result.exit_code == 0, result.output
+    assert f"{WIDTH}x{HEIGHT}  9 frames" in result.stderr
+    for name in ("out.mkv", "out.mp4"):
+        assert nic("decompress", tmp_path / "clip.nic", tmp_path / name).exit_code == 0
+        written = Source.open(str(tmp_path / name))
+        assert [tick * written.tick for tick in written.ticks] == [Fraction(tick, 1000) for tick in TICKS]
+        decoded = frames_of(tmp_path / name)
+        assert np.mean([video.psnr(a, b) for a, b in zip(frames_of(clip), decoded, strict=True)]) > 28
+        kept = packets(tmp_path / name)
+        assert kept == packets(clip)[-len(kept) :] and len(kept) >= 8  # all but what primes the decoder
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".nic-*"))
+
+
+def packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
+
+
+def test_one_frame_equals_that_of_the_whole(groups: bytes, tmp_path: Path) -> None:
+    file = video.read(groups)
+    assert file.problems == () and len(file.groups) == 3
+    everything = [pixels for _, pixels in video.decode_frames(file)]
+    for frame in (0, 4, 8):
+        assert np.array_equal(video.decode_one(file, frame), everything[frame])
+    (tmp_path / "clip.nic").write_bytes(groups)
+    assert nic("decompress", tmp_path / "clip.nic", tmp_path / "pictures" / "%03d.png").exit_code == 0
+    assert [path.name for path in sorted((tmp_path / "pictures").iterdir())] == [f"{i:03}.png" for i in range(9)]
+    assert nic("decompress", tmp_path / "clip.nic", tmp_path / "four.png", "--frame", 4).exit_code == 0
+    assert (tmp_path / "four.png").read_bytes() == (tmp_path / "pictures" / "004.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("out.png",), "a video becomes"),
+        (("out.png", "--frame", 9), "there is no frame 9"),
+        (("100%.png",), "no place for one number"),
+        (("out.png", "--crop", "0,0,8,8"), "for pictures"),
+        (("out.gif",), "a video becomes"),
+    ],
+)
+def test_wrong_outputs(groups: bytes, tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
+    (tmp_path / "clip.nic").write_bytes(groups)
+    result = nic("decompress", tmp_path / "clip.nic", tmp_path / str(arguments[0]), *arguments[1:])
+    assert result.exit_code == 2 and message in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and list(tmp_path.iterdir()) == [tmp_path / "clip.nic"]
+
+
+def test_info_and_verify(groups: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "clip.nic"
+    path.write_bytes(groups)
+    told = json.loads(nic("info", "--json", path).stdout)
+    assert (told["kind"], told["frames"], told["width"], told["group"]) == ("video", 9, WIDTH, 3)
+    assert told["frames_per_second"] == pytest.approx(8 / 0.37, rel=0.01)
+    parts = {part["part"]: part["bytes"] for part in told["parts"]}
+    assert sum(parts.values()) == told["bytes"] == len(groups) and parts["key"] > parts["forward"] > 0
+    assert nic("verify", path).stdout == f"{path}: OK\n"
+
+
+def test_part_of_a_video_without_audio(clip: Path, tmp_path: Path) -> None:
+    assert nic("compress", clip, tmp_path / "clip.nic", "-e", 1, "--frames", "2:5", "--no-audio").exit_code == 0
+    file = video.read((tmp_path / "clip.nic").read_bytes())
+    assert file.audio is None and file.groups[0].ticks == (0, 80, 120)
+    assert nic("compress", clip, tmp_path / "x.nic", "--frames", "9:").exit_code == 2
+
+
+def test_size_target(clip: Path, tmp_path: Path) -> None:
+    frames = Source.open(str(clip), 0, 4)
+    for bpp in (0.5, 1.5):
+        size = video.compress(frames, str(tmp_path / "a"), bpp=bpp, effort=1, audio=False).size
+        assert size == pytest.approx(bpp * 4 * WIDTH * HEIGHT / 8, rel=0.1)
+
+
+def test_interrupted_run_goes_on(clip: Path, groups: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No finished group is coded again, and the file is that of a run without interruption."""
+    monkeypatch.setattr(video, "GROUP", 3)
+    target = str(tmp_path / "clip.nic")
+    coded: list[float] = []
+
+    def stop(progress: video.Progress) -> None:
+        coded.append(progress.done)
+        if len(coded) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.compress(Source.open(str(clip)), target, quality=30, effort=1, progress=stop)
+    assert len(salvage_clip(Path(f"{target}.part").read_bytes()).groups) == 1
+    again: list[float] = []
+    video.compress(
+        Source.open(str(clip)), target, quality=30, effort=1, resume=True, progress=lambda p: again.append(p.done)
+    )
+    assert len(again) == 6 and again[-1] == 1
+    assert Path(target).read_bytes() == groups and not Path(f"{target}.part").exists()
+
+
+def test_a_part_file_of_other_settings_is_not_taken(clip: Path, tmp_path: Path, groups: bytes) -> None:
+    Path(tmp_path / "clip.nic.part").write_bytes(groups)
+    video.compress(Source.open(str(clip)), str(tmp_path / "clip.nic"), quality=10, effort=1, resume=True)
+    assert len(video.read((tmp_path / "clip.nic").read_bytes()).groups) == 1
+
+
+def places(data: bytes) -> dict[str, list[int]]:
+    """Where the payloads of each tag end."""
+    found: dict[str, list[int]] = {}
+    for chunk in chunks(data):
+        found.setdefault(chunk.tag, []).append(data.find(chunk.payload) + len(chunk.payload) - 1)
+    return found
+
+
+def test_damaged_group_is_told_and_the_rest_plays(groups: bytes, tmp_path: Path) -> None:
+    damaged = bytearray(groups)
+    damaged[places(groups)["GRUP"][1]] ^= 4
+    (tmp_path / "clip.nic").write_bytes(damaged)
+    result = nic("decompress", tmp_path / "clip.nic", tmp_path / "out.mkv")
+    assert result.exit_code == 7 and "3 of 9 frames are lost" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    whole = [pixels for _, pixels in video.decode_frames(video.read(groups))]
+    assert np.array_equal(np.stack(frames_of(tmp_path / "out.mkv")), np.stack(whole[:3] + whole[6:]))
+    assert Source.open(str(tmp_path / "out.mkv")).ticks[3] == TICKS[6]
+    result = nic("decompress", tmp_path / "clip.nic", tmp_path / "f.png", "--frame", 4)
+    assert result.exit_code == 4 and "group 1 is damaged" in result.stderr
+    assert nic("verify", tmp_path / "clip.nic").exit_code == 4
+
+
+def test_cut_file(groups: bytes, tmp_path: Path) -> None:
+    (tmp_path / "clip.nic").write_bytes(groups[: places(groups)["GRUP"][2]])
+    assert nic("decompress", tmp_path / "clip.nic", tmp_path / "out.mkv").exit_code == 4
+    assert not (tmp_path / "out.mkv").exists()
+    assert nic("decompress", tmp_path / "clip.nic", tmp_path / "out.mkv", "--partial").exit_code == 7
+    assert len(frames_of(tmp_path / "out.mkv")) == 6
+
+
+def test_every_changed_byte_is_noticed(groups: bytes) -> None:
+    """A video with one byte changed anywhere raises a NicError or has a problem; its frames need not be decoded."""
+    for position in range(0, len(groups), 53):
+        damaged = bytearray(groups)
+        damaged[position] ^= 0x10
+        try:
+            assert salvage_clip(bytes(damaged)).problems
+        except (BadFile, UsageError):
+            pass
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        track: Any = container.add_stream("aac", rate=16000, layout="mono")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux(track.encode(samples))
+        container.mux(track.encode(None))
+    return path
+
+
+def broken(path: Path) -> Path:
+    write_clip(path, pan(3), audio=False)
+    path.write_bytes(path.read_bytes()[:400])
+    return path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.write_bytes(b""), lambda path: path.write_text("no video " * 20), audio_only, broken],
+    ids=["empty", "text", "audio", "broken"],
+)
+def test_no_video(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "in.mp4")
+    result = nic("compress", tmp_path / "in.mp4", tmp_path / "out.nic")
+    assert result.exit_code == 3 and len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "in.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "codec", "note"),
+    [("yuv420p10le", "libx265", "10-bit"), ("bgra", "ffv1", "alpha"), ("gray", "ffv1", ""), ("yuv420p", "mpeg4", "")],
+)
+def test_other_samples(tmp_path: Path, pixels: str, codec: str, note: str) -> None:
+    path = write_clip(tmp_path / "in.mkv", pan(1, 64, 48), pixels, codec, audio=False)
+    result = nic("compress", path, tmp_path / "out.nic", "-q", 90, "-e", 1)
+    assert result.exit_code == 0 and note in result.stderr
+    file = video.read((tmp_path / "out.nic").read_bytes())
+    ((_, pixels_out),) = video.decode_frames(file)
+    assert video.psnr(pixels_out, frames_of(path)[0]) > 28
+
+
+def test_rotation_is_applied(tmp_path: Path) -> None:
+    """As ffmpeg applies it."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    plain = write_clip(tmp_path / "plain.mp4", pan(2, 64, 48), audio=False)
+    command = [ffmpeg, "-v", "error", "-display_rotation", "90", "-i", plain, "-c", "copy", tmp_path / "turned.mp4"]
+    subprocess.run(command, check=True)
+    shown = [ffmpeg, "-v", "error", "-i", tmp_path / "turned.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    expected = np.frombuffer(subprocess.run(shown, check=True, capture_output=True).stdout, np.uint8)
+    turned = frames_of(tmp_path / "turned.mp4")
+    assert turned[0].shape == (64, 48, 3)
+    assert np.abs(np.stack(turned).astype(int) - expected.reshape(-1, 64, 48, 3)).max() <= 2
+
+
+def test_pictures_are_no_videos(tmp_path: Path, photo: np.ndarray) -> None:
+    from PIL import Image
+
+    for suffix in (".avif", ".png", ".jpg", ".webp"):
+        path = tmp_path / f"photo{suffix}"
+        Image.fromarray(photo).save(path)
+        assert not looks_like_video(path.read_bytes()[:16])
+
+
+def test_writer_refuses_other_suffixes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="mkv"):
+        ClipWriter(str(tmp_path / "x"), ".avi", 8, 8, Fraction(1), Fraction(1))
+    with pytest.raises(BadInput, match="No such file"):
+        Source.open(str(tmp_path / "absent.mp4"))
+
+
+# --- the parts
+
+
+@pytest.mark.parametrize(("length", "span"), [(1, 8), (2, 8), (9, 8), (23, 8), (48, 4), (5, 1)])
+def test_coding_order(length: int, span: int) -> None:
+    """Every frame once, after its references; leaves are no references, and the depth is as promised."""
+    order = coding_order(length, span)
+    assert sorted(coded.frame for coded in order) == list(range(length))
+    depth: dict[int, int] = {}
+    for coded in order:
+        depth[coded.frame] = 1 + max((depth[reference] for reference in coded.references), default=0)
+        needed = {coded.frame} | set(coded.references)
+        assert len(needed) == 1 + len(coded.references)
+    referred = {reference for coded in order for reference in coded.references}
+    assert all(coded.frame not in referred for coded in order if coded.layer is Layer.LEAF)
+    assert all(coded.frame in referred for coded in order if coded.layer is Layer.MIDDLE)
+    assert max(depth.values()) <= 1 + -(-length // span) + span.bit_length()
+
+
+def test_search_finds_a_pan() -> None:
+    first, second = (torch.from_numpy(frame).permute(2, 0, 1)[None] / 255 for frame in pan(2, 192, 128))
+    motion = search(second, [first])
+    inner = motion.flow[0, :2, 1:-1, 1:-1] * FLOW_STEP
+    assert torch.allclose(inner.median(dim=2)[0].median(dim=1)[0], torch.tensor([3.0, 1.0]), atol=0.26)
+    error = (predict([first], motion) - second)[:, :, 16:-16, 16:-16].square().mean()
+    assert error < 0.2 * (first - second)[:, :, 16:-16, 16:-16].square().mean()
+
+
+def test_network_of_a_clip() -> None:
+    """A fit lowers rate and distortion together, and the file's network is the fitted one within its steps."""
+    model = load_model(store.VIDEO, "cpu")
+    quality = torch.tensor([20.0])
+    pixels = torch.from_numpy(np.stack(pan(2, 64, 64))).permute(0, 3, 1, 2) / 255
+    samples = []
+    for image in pixels.split(1):
+        latents = torch.round(model.analysis(image, quality))
+        samples.append(Sample(latents, image, 64, 64, quality, 0.005 * 255**2 / 3))
+    scale = 200.0
+    steps = exponents(model.synthesis, samples, scale)
+    changes = fit(model.synthesis, samples, steps, scale, 20)
+    payload = encode_weights(model, changes, steps)
+    fitted = apply_weights(model, payload)
+    before, after = scale * worth(model, samples), scale * worth(fitted, samples)
+    assert after + 8 * len(payload) < before
+    base = dict(model.synthesis.named_parameters())
+    for name, value in fitted.synthesis.named_parameters():
+        if name in changes:
+            error = (value - base[name]) * 2.0 ** steps[name] - changes[name]
+            assert error.abs().max() < 1.5
+        else:
+            assert torch.equal(value, base[name])
+
+
+def test_forged_network_is_refused() -> None:
+    model = load_model(store.VIDEO, "cpu")
+    count = len(list(model.synthesis.parameters()))
+    assert apply_weights(model, None) is model
+    for payload in (
+        b"",
+        b"\1",
+        bytes([30, 0]) * count,
+        bytes([8, 64]) * count,
+        bytes(2 * count) + b"1234",
+        b"\0\1" * count,
+    ):
+        with pytest.raises(BadFile):
+            apply_weights(model, payload)
