@@ -1,4 +1,4 @@
-.PHONY: check test weights
+.PHONY: check test weights weights-extreme
 
 check:  ## style, format and types
 	ruff check
@@ -24,3 +24,14 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	    --start-from $(RUN)/rounding/last.pt --codebooks $(RUN)/rounding.safetensors
 	nic codebook fit $(RUN)/vq/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "$(DATA), see docs/training-log.md"
+
+PERCEPTUAL ?= ../shared/weights
+
+weights-extreme:  ## train the extreme mode from the shipped fidelity weights, LPIPS's networks in PERCEPTUAL: an hour
+	nic train extreme --data $(DATA) --minutes 14 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
+	    --start-from models/weights/fidelity.safetensors
+	nic train extreme --data $(DATA) --minutes 34 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
+	    --start-from $(RUN)/extreme/last.pt --synthesis-only
+	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
+	    -o $(RUN)/indices --note "$(DATA), see docs/training-log.md"
+	nic train recovery models/weights/extreme.safetensors --data $(DATA) --minutes 6 -o $(RUN)/recovery

@@ -69,6 +69,14 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     metavar="N",
     help="1 (fastest) to 9 (best picture for its bytes, slowest); decoding is as fast for all.",
 )
+@click.option(
+    "-m",
+    "--mode",
+    type=click.Choice(["auto", "fidelity", "extreme"]),
+    default="auto",
+    show_default=True,
+    help="extreme is for 0.008 to 0.04 bits per pixel; auto takes it where --bpp or --size ask for so little.",
+)
 @click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
 @click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -85,6 +93,7 @@ def compress(
     size: int | None,
     psnr: float | None,
     effort: int,
+    mode: str,
     frames: tuple[int, int | None],
     no_audio: bool,
     device: str,
@@ -111,7 +120,7 @@ def compress(
     if ray and folder is None:
         raise UsageError("--ray is for many files: give -o FOLDER")
     targets = plan(paths, folder, ".nic", readable_suffixes())
-    options |= {"effort": effort, "device": device}
+    options |= {"effort": effort, "mode": mode, "device": device}
     clip = {"frames": frames, "audio": not no_audio}
     work = partial(_compress_one, targets=targets, options=options, clip=clip, force=force, resume=resume, quiet=quiet)
     for_each(targets, work, jobs, ray)
@@ -138,7 +147,7 @@ def _compress_one(
         return Done()
     check_target(target, force)
     if _is_video(source):
-        return _compress_video(source, target, options, **clip, resume=resume, quiet=quiet)
+        return _compress_video(source, target, dict(options), **clip, resume=resume, quiet=quiet)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
     start = time.monotonic()
     picture = load(read(source))
@@ -186,6 +195,8 @@ def _compress_video(
 
     if target == "-" or "psnr" in options:
         raise UsageError("a video cannot go to stdout or be made for a --psnr: name a file, use --quality or --bpp")
+    if options.pop("mode") == "extreme":
+        raise UsageError("videos have no extreme mode")
     clip = Source.open(source, *frames)
     bar = tqdm(total=100, unit="%", disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
 

@@ -1,6 +1,7 @@
 """nic train."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,18 +15,15 @@ def train() -> None:
     """Train models on your own pictures; needs nothing that coding does not need."""
 
 
-@train.command(short_help="Train the image codec.")
-@click.option(
-    "--data",
-    "sources",
-    multiple=True,
-    required=True,
-    metavar="DIR_OR_TAR",
-    help="Pictures: a folder, searched recursively, also in tar files, or a tar. Folders named val are set aside for"
-    " validation. Repeatable.",
+DATA_HELP = (
+    "Pictures: a folder, searched recursively, also in tar files, or a tar. Folders named val are set aside for"
+    " validation. Repeatable."
 )
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run.")
-@click.option(
+data_option = click.option("--data", "sources", multiple=True, required=True, metavar="DIR_OR_TAR", help=DATA_HELP)
+minutes_option = click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run."
+)
+run_option = click.option(
     "-o",
     "--output",
     "run",
@@ -33,6 +31,26 @@ def train() -> None:
     required=True,
     help="Folder of checkpoint and log; resumed.",
 )
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+precision_option = click.option(
+    "--bfloat16/--float32",
+    default=None,
+    help="Precision of the transforms' convolutions; bfloat16 is the default on a GPU, and faster on processors that"
+    " have it too.",
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures."
+)
+batch_option = click.option(
+    "--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's."
+)
+rate_option = click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the config's.")
+
+
+@train.command(short_help="Train the image codec.")
+@data_option
+@minutes_option
+@run_option
 @click.option("--config", default="tiny", show_default=True, help="A name in models/configs, or a TOML file.")
 @click.option(
     "--start-from",
@@ -44,16 +62,11 @@ def train() -> None:
     type=click.Path(exists=True, path_type=Path),
     help="Weight file: train with its vector quantizer instead of rounding.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option(
-    "--bfloat16/--float32",
-    default=None,
-    help="Precision of the transforms' convolutions; bfloat16 is the default on a GPU, and faster on processors that"
-    " have it too.",
-)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures.")
-@click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the config's.")
+@device_option
+@precision_option
+@workers_option
+@batch_option
+@rate_option
 def image(
     sources: tuple[str, ...],
     minutes: float,
@@ -71,19 +84,11 @@ def image(
 
     On several GPUs: torchrun --nproc-per-node N --no-python nic train image ... Then run nic codebook fit.
     """
-    import dataclasses
-
     from nic.models import config as configs
     from nic.models import store
     from nic.models.training.image import train as run_training
 
-    path = Path(config) if config.endswith(".toml") else configs.CONFIGS / f"{config}.toml"
-    if not path.exists():
-        raise UsageError(f"no config {config}: there are {', '.join(p.stem for p in configs.CONFIGS.glob('*.toml'))}")
-    model, options = configs.read_toml(path)
-    options = dataclasses.replace(
-        options, batch=batch or options.batch, learning_rate=learning_rate or options.learning_rate
-    )
+    model, options = read_config(config, configs.ImageConfig, batch, learning_rate)
     books = store.read_codebooks(codebooks) if codebooks else None
     data = [Path(source) for source in sources]
     half = device == "cuda" if bfloat16 is None else bfloat16
@@ -95,24 +100,17 @@ def image(
     "--data", "clips", multiple=True, required=True, metavar="VIDEO", type=click.Path(exists=True), help="Repeatable."
 )
 @click.option("--photos", multiple=True, metavar="DIR_OR_TAR", help="Pictures, as for nic train image. Repeatable.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run.")
-@click.option(
-    "-o",
-    "--output",
-    "run",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of pictures, checkpoint and log; resumed.",
-)
+@minutes_option
+@run_option
 @click.option("--config", default="video", show_default=True, help="A name in models/configs, or a TOML file.")
 @click.option("--start-from", default="fidelity", show_default=True, help="Installed model to start from.")
 @click.option("--passes", type=click.IntRange(1), default=2, show_default=True, help="Times each video is coded.")
 @click.option(
     "--repeat", type=click.IntRange(1), default=4, show_default=True, help="How many photographs a frame counts as."
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--bfloat16/--float32", default=None, help="As for nic train image.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures.")
+@device_option
+@precision_option
+@workers_option
 def video(
     clips: tuple[str, ...],
     photos: tuple[str, ...],
@@ -140,10 +138,10 @@ def video(
     from nic.models.training.image import train as run_training
     from nic.models.training.video import residual_pictures
 
-    path = Path(config) if config.endswith(".toml") else configs.CONFIGS / f"{config}.toml"
-    if not path.exists():
-        raise UsageError(f"no config {config}: there are {', '.join(p.stem for p in configs.CONFIGS.glob('*.toml'))}")
+    model, options = read_config(config, configs.ImageConfig, None, None)
     pictures, start = run / "pictures", store.load(start_from)
+    if not isinstance(start, store.Model):
+        raise UsageError(f"model {start_from} is of the extreme mode: start from a fidelity model")
     for seed, clip in [(seed, clip) for seed in range(passes) for clip in clips]:
         if not any(pictures.glob(f"*/{Path(clip).stem}-{seed}-*.png")):
             frames = np.stack(list(Source.open(clip).frames()))
@@ -155,4 +153,120 @@ def video(
     data = [pictures] * repeat + [Path(photo) for photo in photos]
     half = device == "cuda" if bfloat16 is None else bfloat16
     weights = Path(store.find(start_from)["path"])
-    run_training(*configs.read_toml(path), data, run, minutes, device, workers, weights, None, half)
+    run_training(model, options, data, run, minutes, device, workers, weights, None, half)
+
+
+@train.command(short_help="Train the extreme mode.")
+@data_option
+@minutes_option
+@run_option
+@click.option("--config", default="extreme", show_default=True, help="A name in models/configs, or a TOML file.")
+@click.option(
+    "--start-from",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="Checkpoint (.pt) or weight file (.safetensors) of the fidelity mode, or checkpoint of this command.",
+)
+@click.option(
+    "--perceptual",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with LPIPS's weights: alexnet*.pth of torchvision, lpips/alex.pth.",
+)
+@click.option(
+    "--synthesis-only", is_flag=True, help="Fit the codebooks to START-FROM's latents; only synthesis learns."
+)
+@device_option
+@precision_option
+@workers_option
+@batch_option
+@rate_option
+def extreme(
+    sources: tuple[str, ...],
+    minutes: float,
+    run: Path,
+    config: str,
+    start_from: Path,
+    perceptual: Path,
+    synthesis_only: bool,
+    device: str,
+    bfloat16: bool | None,
+    workers: int,
+    batch: int | None,
+    learning_rate: float | None,
+) -> None:
+    """Train the extreme mode of a config for some minutes; the learning rate has decayed to zero when they end.
+
+    First from a fidelity codec, then from the result with --synthesis-only; then run nic train indices.
+    """
+    from nic.models import config as configs
+    from nic.models.training.extreme import train as run_training
+
+    model, options = read_config(config, configs.ExtremeConfig, batch, learning_rate)
+    data = [Path(source) for source in sources]
+    half = device == "cuda" if bfloat16 is None else bfloat16
+    run_training(model, options, data, run, minutes, perceptual, start_from, device, workers, synthesis_only, half)
+
+
+@train.command(short_help="Train the prior of the extreme mode's indices and write the weight file.")
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@data_option
+@minutes_option
+@run_option
+@device_option
+@workers_option
+@click.option("--note", default="", help="A line for the model card: what the model was trained on.")
+def indices(
+    checkpoint: Path,
+    output: Path,
+    sources: tuple[str, ...],
+    minutes: float,
+    run: Path,
+    device: str,
+    workers: int,
+    note: str,
+) -> None:
+    """Turn the CHECKPOINT of nic train extreme --synthesis-only into the weight file OUTPUT.
+
+    The pictures are coded, the prior of their indices is trained for some minutes and converted to integers. Prints,
+    for each codebook, bits an index, the order-0 entropy, and the share of codewords in use.
+    """
+    from nic.models.training.indices import train as run_training
+
+    identity = run_training(
+        checkpoint, output, [Path(source) for source in sources], run, minutes, device, workers, note
+    )
+    click.echo(f"wrote {output}, model id {identity.hex()}")
+
+
+@train.command(short_help="Train what fills lost cells of the extreme mode.")
+@click.argument("weights", type=click.Path(exists=True, path_type=Path))
+@data_option
+@minutes_option
+@run_option
+@device_option
+@workers_option
+def recovery(weights: Path, sources: tuple[str, ...], minutes: float, run: Path, device: str, workers: int) -> None:
+    """Train a network that guesses lost indices, and write it into the weight file WEIGHTS of nic train indices."""
+    from nic.models.training.recovery import train as run_training
+
+    run_training(weights, [Path(source) for source in sources], run, minutes, device, workers)
+
+
+def read_config(name: str, sizes: type[Any], batch: int | None, learning_rate: float | None) -> tuple[Any, Any]:
+    """The model and training tables of a config, with what the command line says instead; raises UsageError."""
+    import dataclasses
+
+    from nic.models.config import CONFIGS, read_toml
+
+    path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
+    if not path.exists():
+        raise UsageError(f"no config {name}: there are {', '.join(p.stem for p in CONFIGS.glob('*.toml'))}")
+    try:
+        model, options = read_toml(path, sizes)
+    except TypeError:
+        raise UsageError(f"config {name} is not one of this command") from None
+    return model, dataclasses.replace(
+        options, batch=batch or options.batch, learning_rate=learning_rate or options.learning_rate
+    )

@@ -1,28 +1,58 @@
-"""The sizes of one image codec. Read from TOML for training, from the weight file's metadata for coding."""
+"""The sizes of a codec. Read from TOML for training, from the weight file's metadata for coding."""
 
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["CONFIGS", "ImageConfig", "TrainConfig", "read_toml"]
+__all__ = ["CONFIGS", "ExtremeConfig", "ImageConfig", "TrainConfig", "TransformConfig", "read_toml"]
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """Sizes of the image codec (channel counts unless said otherwise) and the rates it is trained for."""
+class TransformConfig:
+    """Sizes of analysis and synthesis: channel counts unless said otherwise."""
 
     trunk: int  # at 1/8 resolution
     trunk_blocks: int  # residual blocks there, in analysis and in synthesis
     deep: int  # at 1/16 resolution
     deep_blocks: int  # residual blocks there
-    latent: int  # y, a multiple of 16: four channel chunks of whole groups of four
+    latent: int  # y; in fidelity mode a multiple of 16: four channel chunks of whole groups of four
+
+    @property
+    def log_gains(self) -> tuple[float, float]:
+        """Logarithms of the latents' gains at quality indices 0 and 63 before any training."""
+        return 0.0, 0.0
+
+
+@dataclass(frozen=True)
+class ImageConfig(TransformConfig):
+    """Sizes of the image codec's fidelity mode and the rates it is trained for."""
+
     hyper: int  # z, a multiple of 4
     prior: int  # width of the integer prior
     prior_blocks: int  # residual blocks of its context trunk
     lambda_min: float  # rate-distortion trade-off at quality index 0: bits per pixel + lambda * MSE (0..255)
     lambda_max: float  # the same at quality index 63; log-interpolated between
+
+    @property
+    def log_gains(self) -> tuple[float, float]:
+        """At high rate the optimal step of an orthonormal transform obeys step^2 = 18 / (lambda ln 2), on 0..255."""
+        low, high = (0.5 * math.log(255**2 * x * math.log(2) / 18) for x in (self.lambda_min, self.lambda_max))
+        return low, high
+
+
+@dataclass(frozen=True)
+class ExtremeConfig(TransformConfig):
+    """Sizes of the extreme mode and the weights of its loss."""
+
+    index_bits: int  # the largest codebook has 2**index_bits codewords; every bit less is a codebook of its own
+    prior: int  # width of the integer prior of indices
+    prior_blocks: int  # residual blocks of it
+    mse: float  # weight of the mean squared error (pixels in [0, 1]); LPIPS has weight 1
+    commitment: float  # weight of the squared distance from latents to their codewords
 
 
 @dataclass(frozen=True)
@@ -32,14 +62,17 @@ class TrainConfig:
     batch: int  # crops per step and process
     crop: int  # pixels, a multiple of 64
     learning_rate: float  # peak
-    renew: int  # steps between renewals of the optimizer's eigenbases
     warmup_steps: int
     clip: float  # gradient norm
     ema: float  # decay of the averaged weights that ship
     seed: int
+    renew: int = 10  # steps between renewals of SOAP's eigenbases
 
 
-def read_toml(path: Path) -> tuple[ImageConfig, TrainConfig]:
+Sizes = TypeVar("Sizes", ImageConfig, ExtremeConfig)
+
+
+def read_toml(path: Path, sizes: type[Sizes]) -> tuple[Sizes, TrainConfig]:
     """Reads a config file with the tables [model] and [train]; unknown or missing keys raise TypeError."""
     tables = tomllib.loads(path.read_text())
-    return ImageConfig(**tables["model"]), TrainConfig(**tables["train"])
+    return sizes(**tables["model"]), TrainConfig(**tables["train"])

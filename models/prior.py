@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +25,24 @@ from nic.models.config import ImageConfig
 from nic.models.transforms import QUALITY_INDICES, interpolate
 
 __all__ = [
+    "ACTIVATION_MAX",
     "CELL",
     "CLASSES",
+    "CPU",
     "GROUP",
     "LATENT_MAX",
     "QUALITY_LEVELS",
     "STEPS",
     "UNIT",
+    "ContextBlock",
+    "ExactConv",
     "Prior",
+    "QualityTable",
     "Source",
+    "full_precision",
     "grouped",
     "step_mask",
+    "to_integer",
 ]
 
 UNIT = 64  # fixed-point steps per quantization step
@@ -48,6 +56,7 @@ CLASS_ORIGIN = 24  # scale class where that output is zero
 GROUP = 4  # neighbouring channels that share a scale class
 STEPS = 4
 CPU = torch.device("cpu")
+Exact = TypeVar("Exact", bound=nn.Module)
 CELL = 64  # latents a side of an independently coded cell
 PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))  # of row and column
 QUALITY_LEVELS = 4 * (QUALITY_INDICES - 1) + 1  # files store quality in quarters of an index
@@ -183,6 +192,19 @@ class IntegerTable(nn.Module):
         return self.table[torch.round(quality * 4).long()][:, :, None, None]
 
 
+def to_integer(trained: Exact) -> Exact:
+    """A copy over integers of a network with the attribute ``exact``."""
+    network = copy.deepcopy(trained).eval()
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ExactConv):
+                setattr(parent, name, IntegerConv(child))
+            elif isinstance(child, QualityTable):
+                setattr(parent, name, IntegerTable(child))
+    network.exact = True  # type: ignore[assignment]
+    return network.requires_grad_(False)
+
+
 class ContextBlock(nn.Module):
     """x + pointwise-depthwise-pointwise, clamped to the range of activations."""
 
@@ -285,12 +307,4 @@ class Prior(nn.Module):
 
     def to_integer(self) -> "Prior":
         """A copy over integers. Its tensors are integers held in float32; ``.double()`` gives the same results."""
-        prior = copy.deepcopy(self).eval()
-        for parent in list(prior.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, ExactConv):
-                    setattr(parent, name, IntegerConv(child))
-                elif isinstance(child, QualityTable):
-                    setattr(parent, name, IntegerTable(child))
-        prior.exact = True
-        return prior.requires_grad_(False)
+        return to_integer(self)

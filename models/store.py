@@ -2,6 +2,7 @@
 
 The model id is the first 8 bytes of a SHA-256 over the integer prior and the codebooks: everything that a file's
 symbols depend on, and nothing else, so a better synthesis keeps the id and older files just look better.
+There is a kind of model for each mode of the format.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from safetensors import safe_open
@@ -18,24 +19,46 @@ from nic.errors import UnknownModel
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
     from nic.models.codec import ImageCodec
-    from nic.models.config import ImageConfig
+    from nic.models.config import ExtremeConfig, ImageConfig
+    from nic.models.extreme import ExtremeCodec
+    from nic.models.indices import IndexPrior
     from nic.models.prior import Prior
+    from nic.models.recovery import Recovery
     from nic.models.transforms import Analysis, HyperAnalysis, Synthesis
     from nic.models.vq import Codebooks
 
-__all__ = ["DEFAULT", "VIDEO", "Model", "available", "find", "load", "model_id", "read_codebooks", "save"]
+__all__ = [
+    "DEFAULT",
+    "EXTREME",
+    "FIDELITY",
+    "VIDEO",
+    "AnyModel",
+    "ExtremeModel",
+    "Model",
+    "add_recovery",
+    "available",
+    "find",
+    "load",
+    "load_extreme",
+    "model_id",
+    "read_codebooks",
+    "save",
+    "save_extreme",
+]
 
 WEIGHTS = Path(__file__).parent / "weights"
-DEFAULT = "fidelity"
+FIDELITY, EXTREME = "fidelity", "extreme"  # modes, and the names of the models that nic itself uses for them
+DEFAULT = FIDELITY
 SYMBOLS = ("prior.", "codebooks.")  # prefixes of the tensors that decide symbols
 VIDEO = "video"  # name and mode of the model of videos: they code differences to its synthesis, so its id covers that
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to code: float transforms, integer prior, codebooks."""
+    """A model of the fidelity mode, ready to code: float transforms, integer prior, codebooks."""
 
     id: bytes
     config: "ImageConfig"
@@ -45,6 +68,44 @@ class Model:
     codebooks: "Codebooks"
     synthesis: "Synthesis"
     device: "torch.device"
+
+    mode: ClassVar[str] = FIDELITY
+
+    def quality(self, level: int) -> float:
+        """The transforms' quality, 0 to 63, at a quality level of the format."""
+        return level / 4
+
+
+@dataclass(frozen=True, eq=False)
+class ExtremeModel:
+    """A model of the extreme mode, ready to code.
+
+    codewords: of each book, [K, D] in fixed point, the smallest book first. tables: frequencies [128, 2]. recovery: for
+    lost cells; not every weight file has it.
+    """
+
+    id: bytes
+    config: "ExtremeConfig"
+    analysis: "Analysis"
+    prior: "IndexPrior"
+    codewords: "tuple[Tensor, ...]"
+    tables: np.ndarray
+    synthesis: "Synthesis"
+    recovery: "Recovery | None"
+    device: "torch.device"
+
+    mode: ClassVar[str] = EXTREME
+
+    def book(self, level: int) -> int:
+        """The codebook of a quality level of the format, 0 to 252."""
+        return level * len(self.codewords) // 253
+
+    def quality(self, level: int) -> float:
+        """The transforms' quality, 0 to 63, at a quality level: that of its codebook."""
+        return self.book(level) * 63 / (len(self.codewords) - 1)
+
+
+AnyModel = Model | ExtremeModel
 
 
 def model_id(tensors: dict[str, np.ndarray], mode: str = DEFAULT) -> bytes:
@@ -88,25 +149,50 @@ def find(wanted: bytes | str) -> dict[str, Any]:
 
 
 def save(
-    codec: "ImageCodec", prior: "Prior", codebooks: "Codebooks", path: Path, card: dict[str, Any], mode: str = DEFAULT
+    codec: "ImageCodec", prior: "Prior", codebooks: "Codebooks", path: Path, card: dict[str, Any], mode: str = FIDELITY
 ) -> bytes:
-    """Writes a weight file, transforms in float16, the rest in integers, and returns the model id."""
+    """Writes the weight file of a model of fidelity mode, or of videos, and returns the model id."""
+    arrays = {f"codebooks.{name}": value for name, value in codebooks.to_arrays().items()}
+    parts = {"analysis": codec.analysis, "hyper_analysis": codec.hyper_analysis, "synthesis": codec.synthesis}
+    return write(mode, codec.config, parts, prior, arrays, path, card)
+
+
+def save_extreme(
+    codec: "ExtremeCodec",
+    prior: "IndexPrior",
+    codewords: "list[Tensor]",
+    tables: np.ndarray,
+    path: Path,
+    card: dict[str, Any],
+) -> bytes:
+    """Writes the weight file of an extreme model and returns the model id; codewords and tables as in ExtremeModel."""
+    words = np.concatenate([book.numpy() for book in codewords])
+    arrays = {"codebooks.codewords": words.astype(np.int16), "codebooks.tables": tables.astype(np.uint32)}
+    parts = {"analysis": codec.analysis, "synthesis": codec.synthesis}
+    return write(EXTREME, codec.config, parts, prior, arrays, path, card)
+
+
+def write(
+    mode: str,
+    config: "ImageConfig | ExtremeConfig",
+    transforms: "dict[str, nn.Module]",
+    prior: "nn.Module",
+    codebooks: dict[str, np.ndarray],
+    path: Path,
+    card: dict[str, Any],
+) -> bytes:
+    """Writes a weight file, transforms in float16, the rest in integers."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
-    for part in ("analysis", "hyper_analysis", "synthesis"):
-        for name, value in getattr(codec, part).state_dict().items():
+    for part, module in transforms.items():
+        for name, value in module.state_dict().items():
             tensors[f"{part}.{name}"] = value.cpu().half().numpy()
     for name, value in prior.state_dict().items():
         tensors[f"prior.{name}"] = smallest_integers(value.cpu().numpy())
-    tensors |= {f"codebooks.{name}": value for name, value in codebooks.to_arrays().items()}
+    tensors |= codebooks
     identity = model_id(tensors, mode)
-    metadata = {
-        "mode": mode,
-        "id": identity.hex(),
-        "config": json.dumps(asdict(codec.config)),
-        "card": json.dumps(card),
-    }
+    metadata = {"mode": mode, "id": identity.hex(), "config": json.dumps(asdict(config)), "card": json.dumps(card)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
     return identity
@@ -121,31 +207,93 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
     raise ValueError("not integers of 32 bits")
 
 
-def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> Model:
+def add_recovery(path: Path, recovery: "Recovery") -> None:
+    """Writes a recovery network, in float16, into the weight file of an extreme model."""
+    from safetensors.numpy import load_file, save_file
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith("recovery.")}
+    state = recovery.state_dict().items()
+    save_file(tensors | {f"recovery.{name}": value.cpu().half().numpy() for name, value in state}, path, metadata)
+
+
+def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> AnyModel:
     """Loads an installed model by id or name; raises UnknownModel."""
-    import torch
+    return load_file_of(find(wanted)["path"], device)
+
+
+def load_extreme(path: Path, device: str = "cpu") -> ExtremeModel:
+    """Loads the model in a weight file of the extreme mode."""
+    model = load_file_of(path, device)
+    if not isinstance(model, ExtremeModel):
+        raise UnknownModel(f"{path} is not of the extreme mode")
+    return model
+
+
+def load_file_of(path: str | Path, device: str) -> AnyModel:
+    """Loads the model in a weight file; raises UnknownModel for a damaged one."""
     from safetensors.numpy import load_file
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    if model_id(tensors, metadata["mode"]).hex() != metadata["id"]:
+        raise UnknownModel(f"{path} is damaged: its tensors do not match its id; reinstall nic")
+    identity, sizes = bytes.fromhex(metadata["id"]), json.loads(metadata["config"])
+    if metadata["mode"] == EXTREME:
+        return build_extreme(identity, sizes, tensors, device)
+    return build_fidelity(identity, sizes, tensors, device)
+
+
+def build_fidelity(identity: bytes, sizes: dict[str, Any], tensors: dict[str, np.ndarray], device: str) -> Model:
+    import torch
 
     from nic.models.config import ImageConfig
     from nic.models.prior import Prior
     from nic.models.transforms import Analysis, HyperAnalysis, Synthesis
     from nic.models.vq import Codebooks
 
-    entry = find(wanted)
-    with safe_open(entry["path"], framework="numpy") as file:
-        config = ImageConfig(**json.loads(file.metadata()["config"]))
-    tensors = load_file(entry["path"])
-    if model_id(tensors, entry["mode"]).hex() != entry["id"]:
-        raise UnknownModel(f"{entry['path']} is damaged: its tensors do not match its id; reinstall nic")
+    config = ImageConfig(**sizes)
     with torch.random.fork_rng(devices=[]):  # not on the meta device, whose initialisers take a second to import
         parts = {"analysis": Analysis(config), "hyper_analysis": HyperAnalysis(config)}
         parts |= {"prior": Prior(config).to_integer(), "synthesis": Synthesis(config)}
+    fill(parts, tensors, device)
+    codebooks = Codebooks.from_arrays(part_of(tensors, "codebooks")).to(torch.device(device))
+    return Model(identity, config, codebooks=codebooks, device=torch.device(device), **parts)
+
+
+def build_extreme(identity: bytes, sizes: dict[str, Any], tensors: dict[str, np.ndarray], device: str) -> ExtremeModel:
+    import torch
+
+    from nic.models.config import ExtremeConfig
+    from nic.models.extreme import BITS_MIN, books_of
+    from nic.models.indices import IndexPrior
+    from nic.models.recovery import Recovery
+    from nic.models.transforms import Analysis, Synthesis
+
+    config = ExtremeConfig(**sizes)
+    with torch.random.fork_rng(devices=[]):  # not on the meta device, whose initialisers take a second to import
+        parts = {"analysis": Analysis(config), "synthesis": Synthesis(config)}
+        parts |= {"prior": IndexPrior(config).to_integer()}
+        if part_of(tensors, "recovery"):
+            parts["recovery"] = Recovery(config)
+    fill(parts, tensors, device)
+    words = torch.from_numpy(tensors["codebooks.codewords"]).float().to(device)
+    codewords = words.split([2 ** (book + BITS_MIN) for book in range(books_of(config))])
+    tables = tensors["codebooks.tables"]
+    parts.setdefault("recovery", None)
+    return ExtremeModel(identity, config, codewords=codewords, tables=tables, device=torch.device(device), **parts)
+
+
+def fill(parts: "dict[str, nn.Module]", tensors: dict[str, np.ndarray], device: str) -> None:
+    """Loads the tensors of some networks into them."""
+    import torch
+
     for part, module in parts.items():
         state = {name: torch.from_numpy(value).float() for name, value in part_of(tensors, part).items()}
         module.load_state_dict(state, assign=True)
         module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    codebooks = Codebooks.from_arrays(part_of(tensors, "codebooks")).to(torch.device(device))
-    return Model(bytes.fromhex(entry["id"]), config, codebooks=codebooks, device=torch.device(device), **parts)
 
 
 def part_of(tensors: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

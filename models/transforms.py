@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nic.models.config import ImageConfig
+from nic.models.config import ImageConfig, TransformConfig
 
 __all__ = ["Analysis", "Gain", "HyperAnalysis", "QUALITY_INDICES", "Synthesis", "lambda_of", "start_from_dct"]
 
@@ -75,7 +75,7 @@ def lambda_of(quality: Tensor, config: ImageConfig) -> Tensor:
 class Analysis(nn.Module):
     """images [B, 3, H, W] in [0, 1], H and W multiples of 64 -> latents y [B, M, H/16, W/16], quantization step 1."""
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, config: TransformConfig) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3 * PATCH**2, config.trunk, 1)
         self.trunk_gain = Gain(config.trunk)
@@ -83,9 +83,7 @@ class Analysis(nn.Module):
         self.down = nn.Conv2d(4 * config.trunk, config.deep, 1)
         self.deep = blocks(config.deep, config.deep_blocks)
         self.latent = nn.Conv2d(config.deep, config.latent, 1)
-        # At high rate the optimal step of an orthonormal transform obeys step^2 = 18 / (lambda ln 2) (0..255 scale).
-        ends = [0.5 * math.log(255**2 * x * math.log(2) / 18) for x in (config.lambda_min, config.lambda_max)]
-        self.gain = Gain(config.latent, *ends)
+        self.gain = Gain(config.latent, *config.log_gains)
 
     def forward(self, images: Tensor, quality: Tensor) -> Tensor:
         x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH))
@@ -97,10 +95,9 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """latents [B, M, h, w] -> images [B, 3, 16 h, 16 w], nominally in [0, 1], not clamped."""
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, config: TransformConfig) -> None:
         super().__init__()
-        ends = [-0.5 * math.log(255**2 * x * math.log(2) / 18) for x in (config.lambda_min, config.lambda_max)]
-        self.gain = Gain(config.latent, *ends)
+        self.gain = Gain(config.latent, *(-gain for gain in config.log_gains))
         self.latent = nn.Conv2d(config.latent, config.deep, 1)
         self.deep = blocks(config.deep, config.deep_blocks)
         self.up = nn.Conv2d(config.deep, 4 * config.trunk, 1)

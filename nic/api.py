@@ -23,6 +23,7 @@ def encode(
     size: int | None = None,
     psnr: float | None = None,
     effort: int = 4,
+    mode: str = "auto",
     device: str = "auto",
 ) -> bytes:
     """The bytes of a .nic file.
@@ -35,13 +36,17 @@ def encode(
         size: the file's size in bytes.
         psnr: the picture's PSNR in dB.
         effort: 1 (fastest) to 9 (smallest file at equal quality); decoding takes the same time.
+        mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask for less than
+            fidelity can reach.
         device: "auto", "cpu" or "cuda".
 
     Raises BadInput for an unusable image, UsageError for options out of range or more than one target.
     """
     from nic.codec import compress
 
-    return compress(load(image), quality=quality, bpp=bpp, size=size, psnr=psnr, effort=effort, device=device).data
+    return compress(
+        load(image), quality=quality, bpp=bpp, size=size, psnr=psnr, effort=effort, mode=mode, device=device
+    ).data
 
 
 def decode(data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto") -> Image.Image:

@@ -21,6 +21,7 @@ from nic.cells import decode_cell, decode_cut_cell, encode_cell
 from nic.conceal import conceal
 from nic.effort import ITERATIONS, Coded, refine
 from nic.errors import BadFile, NicError, UsageError
+from nic.extreme import decode_indices, encode_indices, restore, to_latents
 from nic.models import store
 from nic.models.prior import UNIT
 from nic.models.transforms import lambda_of
@@ -30,6 +31,7 @@ from nic.windows import (
     LATENT,
     Slices,
     analyze,
+    analyze_latents,
     cell_slices,
     distortion_gradient,
     grow,
@@ -55,6 +57,8 @@ __all__ = [
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
 Ahead = dict[int, tuple[bytes, Tensor]]  # by the cell's index: its words, and what they decode to
 LEVELS = 252  # highest quality level: quarters of a quality index
+MODES = ("auto", store.FIDELITY, store.EXTREME)
+LOW_RATE = 0.25  # bits per pixel; fidelity mode's lowest quality takes less of nearly every picture
 SEARCHED = 9  # levels that a search tries: bisection takes 8, and the neighbour of what it finds may be one more
 
 
@@ -85,13 +89,16 @@ def compress(
     size: int | None = None,
     psnr: float | None = None,
     effort: int = 4,
+    mode: str = "auto",
     device: str = "auto",
 ) -> Encoded:
     """Codes a picture at a quality (0 to 100), or at the one that meets a target: at most one of the three.
 
     bpp: bits per pixel of the whole file. size: bytes of the whole file, at most. psnr: dB over all colour samples, at
-    least. effort: 1 to 9; from 2 on, iterations that make the file smaller at equal quality, listed in nic/effort.py.
-    A target that is missed by more than 2 % is told in the result's note. Raises UsageError.
+    least. effort: 1 to 9; from 2 on, iterations that make the file smaller at equal quality, listed in nic/effort.py;
+    extreme mode has none. mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask
+    for less than fidelity can reach. A target that is missed by more than 2 % is told in the result's note. Raises
+    UsageError.
     """
     targets = [target for target in (bpp, size, psnr) if target is not None]
     if len(targets) > 1:
@@ -102,13 +109,17 @@ def compress(
         raise UsageError(f"quality {quality:g} is outside 0 to 100")
     if not 1 <= effort <= 9:
         raise UsageError(f"effort {effort} is outside 1 to 9")
-    encoder = PictureEncoder(picture, load_model(store.DEFAULT, device), effort)
+    if mode not in MODES:
+        raise UsageError(f"mode {mode!r} is none of {', '.join(MODES)}")
     height, width = picture.pixels.shape[:2]
+    target = size if bpp is None else bpp * height * width / 8
+    name = store.EXTREME if mode == store.EXTREME else store.DEFAULT
+    encoder = PictureEncoder(picture, load_model(name, device), effort)
+    if mode == "auto" and target is not None and 8 * target < LOW_RATE * height * width:
+        encoder = nearer(encoder, target, device, nearest=bpp is not None)
     expect(encoder.steps(decoding=psnr is not None) * (SEARCHED if targets else 1))
-    if bpp is not None:
-        level, note = encoder.search_size(bpp * height * width / 8, nearest=True)
-    elif size is not None:
-        level, note = encoder.search_size(size)
+    if target is not None:
+        level, note = encoder.search_size(target, nearest=bpp is not None)
     elif psnr is not None:
         level, note = encoder.search_psnr(psnr)
     else:
@@ -147,7 +158,9 @@ def begun(header: Header, index: int, words: bytes, device: str) -> Tensor | Non
     slices = cell_slices(*latent_grid(header.height, header.width))
     if not 0 <= index < len(slices):
         return None
-    model = load_model(header.model_id, device)
+    model = model_of(header, device)
+    if isinstance(model, store.ExtremeModel):
+        return None
     height, width = (side.stop - side.start for side in slices[index])
     latents, stages = decode_cut_cell(model, entropy_tables(model), words, height, width, header.quality / 4)
     return latents if stages else None
@@ -161,7 +174,7 @@ def recover_stream(blocks: Iterable[bytes], *, device: str = "auto") -> Recovere
             slices = cell_slices(*latent_grid(header.height, header.width))
             if index < len(slices):
                 with suppress(NicError):  # the whole file decides what an error in it means
-                    model = load_model(header.model_id, device)
+                    model = model_of(header, device)
                     ahead[index] = words, decode_words(model, words, slices[index], header)
     return recover(bytes(arrival.data), device=device, ahead=ahead)
 
@@ -186,13 +199,16 @@ def assemble(
             if problems is None:
                 raise
             problems.append(str(error))
-    model = load_model(header.model_id, device)
+    model = model_of(header, device)
     rows, columns = cell_grid(header)
     whole = len(cells) == rows * columns
     if box[2:] == (header.width, header.height):
         expect(len(cells) + rows * columns)
     latents, lost = decode_latents(header, cells, model, needed(model, header, box) if whole else None, ahead)
-    conceal(latents, lost)  # from cells around them, which a part may not need
+    if lost and isinstance(model, store.ExtremeModel) and model.recovery:
+        latents = restore(model, latents, lost, header.quality)
+    else:
+        conceal(latents, lost)  # from cells around them, which a part may not need
     pixels = crop_pixels(model, latents, header, box)
     return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b""), len(lost)
 
@@ -202,11 +218,19 @@ def verify(data: bytes, *, device: str = "auto") -> None:
     file = unpack(data)
     if file.alpha is not None:
         decode_alpha(file.alpha, file.header)
-    model = load_model(file.header.model_id, device)
+    model = model_of(file.header, device)
     decode_latents(file.header, dict(enumerate(file.cells)), model)
 
 
-def load_model(wanted: bytes | str, device: str = "auto") -> store.Model:
+def model_of(header: Header, device: str) -> store.AnyModel:
+    """The model that a file needs; raises UnknownModel, and BadFile where it is one of another mode."""
+    model = load_model(header.model_id, device)
+    if header.mode != Mode[model.mode.upper()]:
+        raise BadFile(f"its mode is {header.mode.name.lower()}, but model {model.id.hex()} is for {model.mode}")
+    return model
+
+
+def load_model(wanted: bytes | str, device: str = "auto") -> store.AnyModel:
     """The installed model with this id or name, on "cpu", "cuda" or whichever there is ("auto"); kept in memory."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -216,22 +240,24 @@ def load_model(wanted: bytes | str, device: str = "auto") -> store.Model:
 
 
 @lru_cache(maxsize=4)
-def cached_model(wanted: bytes | str, device: str) -> store.Model:
+def cached_model(wanted: bytes | str, device: str) -> store.AnyModel:
     return store.load(wanted, device)
 
 
 @lru_cache(maxsize=4)
-def entropy_tables(model: store.Model) -> Tables:
+def entropy_tables(model: store.AnyModel) -> Tables:
+    if isinstance(model, store.ExtremeModel):
+        return Tables(list(model.tables))
     return Tables(model.codebooks.frequency_tables())
 
 
 class PictureEncoder:
     """One picture, coded at as many quality levels as a search asks for."""
 
-    def __init__(self, picture: Picture, model: store.Model, effort: int = 4) -> None:
+    def __init__(self, picture: Picture, model: store.AnyModel, effort: int = 4) -> None:
         self.picture = picture
         self.model = model
-        self.iterations = ITERATIONS[effort]
+        self.iterations = ITERATIONS[effort] if isinstance(model, store.Model) else 0
         self.alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
         self.files: dict[int, bytes] = {}  # of the levels tried so far; their latents would be many times larger
         self.psnrs: dict[int, float] = {}
@@ -246,24 +272,16 @@ class PictureEncoder:
             self.encode(level)
         return self.files[level]
 
-    @torch.no_grad()
     def encode(self, level: int) -> tuple[bytes, Tensor]:
         """The file at a quality level, and the latents that it decodes to."""
         model, picture = self.model, self.picture
+        if isinstance(model, store.ExtremeModel):
+            coded = code_extreme(model, picture.pixels, level)
+        else:
+            coded = code_fidelity(model, picture.pixels, level, self.iterations)
         height, width, channels = picture.pixels.shape
-        quality = torch.tensor([level / 4], device=model.device)
-        y, z = analyze(model, picture.pixels, quality)
-        bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3  # MSE is over three colours
-
-        def code(targets: Tensor) -> Coded:
-            return code_cells(model, targets, z, level)
-
-        def distortion(latents: Tensor) -> tuple[float, Tensor]:
-            return distortion_gradient(model, latents, picture.pixels, level, bits_per_error)
-
-        coded = refine(code, distortion, y, self.iterations) if self.iterations else code(y)
         depth = 8 * picture.pixels.itemsize
-        header = Header(Kind.IMAGE, Mode.FIDELITY, width, height, channels, depth, level, model.id)
+        header = Header(Kind.IMAGE, Mode[model.mode.upper()], width, height, channels, depth, level, model.id)
         metadata = (picture.icc or None, picture.exif or None, picture.xmp or None)
         self.files[level] = pack(NicFile(header, coded.cells, *metadata, self.alpha))
         return self.files[level], coded.latents
@@ -299,6 +317,18 @@ def psnr(decoded: np.ndarray, original: np.ndarray) -> float:
     return -10 * math.log10(max(error / np.iinfo(original.dtype).max ** 2, 1e-12))
 
 
+def nearer(encoder: PictureEncoder, target: float, device: str, nearest: bool) -> PictureEncoder:
+    """``encoder``, or the extreme mode's where that one's lowest quality takes more than ``target`` bytes.
+
+    nearest: the extreme mode must also come nearer to the target than this lowest quality.
+    """
+    least = encoder.size_at(0)
+    if least <= target:
+        return encoder
+    extreme = PictureEncoder(encoder.picture, load_model(store.EXTREME, device))
+    return encoder if nearest and target - extreme.size_at(LEVELS) > least - target else extreme
+
+
 def first_level(reached: Callable[[int], bool]) -> int:
     """The lowest quality level at which ``reached`` holds, by bisection; LEVELS + 1 if there is none."""
     return bisect.bisect_left(range(LEVELS + 1), True, key=reached)
@@ -310,6 +340,36 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
         return ""
     end = {0: "the lowest quality", LEVELS: "the highest quality"}.get(level, "the nearest quality")
     return f"{target:.4g} {unit} cannot be met: {end} of this model gives {value:.4g} {unit}"
+
+
+@torch.no_grad()
+def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int) -> Coded:
+    """Codes pixels [H, W, C] at a quality level."""
+    quality = torch.tensor([level / 4], device=model.device)
+    y, z = analyze(model, pixels, quality)
+    bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3  # MSE is over three colours
+
+    def code(targets: Tensor) -> Coded:
+        return code_cells(model, targets, z, level)
+
+    def distortion(latents: Tensor) -> tuple[float, Tensor]:
+        return distortion_gradient(model, latents, pixels, level, bits_per_error)
+
+    return refine(code, distortion, y, iterations) if iterations else code(y)
+
+
+@torch.no_grad()
+def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int) -> Coded:
+    """Codes pixels [H, W, C] at a quality level."""
+    quality = torch.tensor([model.quality(level)], device=model.device)
+    targets = analyze_latents(model, pixels, quality)
+    cells, latents = [], torch.empty_like(targets)
+    for rows, columns in cell_slices(*targets.shape[2:]):
+        payload, indices = encode_indices(model, entropy_tables(model), targets[:, :, rows, columns], level)
+        cells.append(payload)
+        latents[:, :, rows, columns] = to_latents(model, indices, level) / UNIT
+        advance()
+    return Coded(tuple(cells), latents)
 
 
 def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
@@ -330,7 +390,7 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
 def decode_latents(
     header: Header,
     cells: Mapping[int, bytes],
-    model: store.Model,
+    model: store.AnyModel,
     region: Slices | None = None,
     ahead: Ahead | None = None,
 ) -> tuple[Tensor, list[Slices]]:
@@ -359,10 +419,13 @@ def decode_latents(
     return latents, lost
 
 
-def decode_words(model: store.Model, words: bytes, place: Slices, header: Header) -> Tensor:
+def decode_words(model: store.AnyModel, words: bytes, place: Slices, header: Header) -> Tensor:
     """The latents [1, M, h, w] of the cell at a place of the grid, fixed point; raises BadFile."""
     height, width = (side.stop - side.start for side in place)
     with torch.inference_mode():
+        if isinstance(model, store.ExtremeModel):
+            indices = decode_indices(model, entropy_tables(model), words, height, width, header.quality)
+            return to_latents(model, indices, header.quality)
         return decode_cell(model, entropy_tables(model), words, height, width, header.quality / 4)
 
 
@@ -378,12 +441,12 @@ def crop_region(box: Crop) -> Slices:
     return slice(top // LATENT, -(-(top + height) // LATENT)), slice(left // LATENT, -(-(left + width) // LATENT))
 
 
-def needed(model: store.Model, header: Header, box: Crop) -> Slices:
+def needed(model: store.AnyModel, header: Header, box: Crop) -> Slices:
     """The latents on which the pixels of a part depend."""
     return grow(crop_region(box), halo(model), *latent_grid(header.height, header.width))
 
 
-def crop_pixels(model: store.Model, latents: Tensor, header: Header, box: Crop) -> np.ndarray:
+def crop_pixels(model: store.AnyModel, latents: Tensor, header: Header, box: Crop) -> np.ndarray:
     """A part [height, width, channels] of the picture."""
     left, top, width, height = box
     rows, columns = crop_region(box)

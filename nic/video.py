@@ -100,7 +100,7 @@ def compress(
     """
     if sum(option is not None for option in (bpp, size)) > 1:
         raise UsageError("give only one of bpp and size")
-    model = load_model(store.VIDEO, device)
+    model = model_of_clips(store.VIDEO, device)
     encoder = ClipEncoder(source, model, EFFORTS[effort])
     track = source.audio() if audio else None
     notes = list(source.notes)
@@ -323,7 +323,15 @@ def read(data: bytes) -> ClipFile:
 
 
 def network(file: ClipFile, device: str) -> store.Model:
-    return apply_weights(load_model(file.header.model_id, device), file.weights)
+    return apply_weights(model_of_clips(file.header.model_id, device), file.weights)
+
+
+def model_of_clips(wanted: bytes | str, device: str) -> store.Model:
+    """The installed model of this id or name; raises UnknownModel, and BadFile for one of the extreme mode."""
+    model = load_model(wanted, device)
+    if not isinstance(model, store.Model):
+        raise BadFile(f"model {model.id.hex()} is not for videos")
+    return model
 
 
 def decode_frames(file: ClipFile, *, device: str = "auto") -> Iterator[tuple[int, np.ndarray]]:

@@ -19,6 +19,7 @@ __all__ = [
     "PADDING",
     "Slices",
     "analyze",
+    "analyze_latents",
     "cell_slices",
     "distortion_gradient",
     "grow",
@@ -53,7 +54,7 @@ def meet(a: slice, b: slice) -> bool:
     return bool(a.start < b.stop and b.start < a.stop)
 
 
-def halo(model: store.Model) -> int:
+def halo(model: store.AnyModel) -> int:
     """Latents around a position on which its pixels depend."""
     return int(model.config.deep_blocks + math.ceil(model.config.trunk_blocks / 2))
 
@@ -68,7 +69,7 @@ def grow(region: Slices, margin: int, height: int, width: int) -> Slices:
 
 
 def windows(
-    model: store.Model, height: int, width: int, region: Slices | None = None
+    model: store.AnyModel, height: int, width: int, region: Slices | None = None
 ) -> Iterator[tuple[Slices, Slices]]:
     """The cells of a latent grid, or their parts in a region, each with the latents around it that it depends on."""
     for rows, columns in cell_slices(height, width):
@@ -81,10 +82,10 @@ def windows(
             yield (rows, columns), grow((rows, columns), halo(model), height, width)
 
 
-def synthesize_window(model: store.Model, latents: Tensor, inner: Slices, outer: Slices, level: int) -> Tensor:
+def synthesize_window(model: store.AnyModel, latents: Tensor, inner: Slices, outer: Slices, level: int) -> Tensor:
     """The pixels of the cell ``inner``, from the latents ``outer`` around it."""
     latents = latents.contiguous(memory_format=torch.channels_last)
-    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
+    images: Tensor = model.synthesis(latents, torch.tensor([model.quality(level)], device=model.device))
     rows, columns = (pixels(i, o.start) for i, o in zip(inner, outer, strict=True))
     return images[:, :, rows, columns]
 
@@ -96,7 +97,7 @@ def pixels(latents: slice, origin: int = 0) -> slice:
 
 @torch.inference_mode()
 def synthesize(
-    model: store.Model, latents: Tensor, level: int, channels: int, depth: int, region: Slices | None = None
+    model: store.AnyModel, latents: Tensor, level: int, channels: int, depth: int, region: Slices | None = None
 ) -> np.ndarray:
     """Latents [1, M, h, w], in steps -> pixels [16 h, 16 w, channels] of so many bits, or those under a region."""
     height, width = latents.shape[2:]
@@ -120,14 +121,22 @@ def to_pixels(images: Tensor, channels: int, depth: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4] of pixels [H, W, C], in steps."""
+def analyze_latents(model: store.AnyModel, picture: np.ndarray, quality: Tensor) -> Tensor:
+    """Latents [1, M, h, w] of pixels [H, W, C]."""
     height, width = latent_grid(*picture.shape[:2])
     y = torch.empty(1, model.config.latent, height, width, device=model.device)
     for inner, outer in windows(model, height, width):
         latents = model.analysis(to_images(picture, outer, model.device), quality)
         y[:, :, inner[0], inner[1]] = within(latents, inner, outer)
         advance()
+    return y
+
+
+@torch.no_grad()
+def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4] of pixels [H, W, C], in steps."""
+    y = analyze_latents(model, picture, quality)
+    height, width = y.shape[2:]
     z = torch.empty(1, model.config.hyper, height // HYPER, width // HYPER, device=model.device)
     for inner in cell_slices(height, width):
         outer = grow(inner, HYPER, height, width)  # it depends on three latents around, and steps are HYPER wide

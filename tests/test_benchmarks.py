@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -80,6 +81,20 @@ def test_scalar_tables_code_rounded_samples_at_their_entropy() -> None:
             decoded, bits = quantize(samples[c], torch.full((30_000,), c))
         assert (decoded == steps * UNIT).float().mean() > 0.99
         assert bits == pytest.approx(entropy * steps.numel(), rel=0.01)
+
+
+def test_lost_indices_are_filled_from_the_nearest() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "lost.py"))
+    latents = torch.arange(20.0).expand(1, 2, 6, 20)
+    known = torch.ones(6, 20, dtype=torch.bool)
+    known[:, 8:13] = False
+    filled = script["nearest"](torch.where(known, latents, 0), known, latents)
+    assert filled[0, 1, 3, 7:10].tolist() == [7, 7, 7] and filled[0, 1, 3, 11:14].tolist() == [13, 13, 13]
+    assert torch.equal(filled[:, :, known], latents[:, :, known])
+    for size, rate in ((1, 0.2), (8, 0.1)):
+        kept = script["keep"](np.random.default_rng(0), (32, 48), rate, size)
+        assert kept.shape == (32, 48) and 1 - kept.mean() == pytest.approx(rate, abs=0.03)
+        assert (kept.reshape(32 // size, size, 48 // size, size).std(axis=(1, 3)) == 0).all()
 
 
 def test_committed_kodak_results_are_those_of_the_shipped_weights() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nic.models.codec import ImageCodec, gaussian_bits
-from nic.models.config import CONFIGS, read_toml
+from nic.models.config import CONFIGS, ImageConfig, read_toml
 from nic.models.transforms import lambda_of
 
 if importlib.util.find_spec("compressai") is None:
@@ -35,7 +35,7 @@ def test_loss_is_compressais_rate_distortion_loss() -> None:
     from compressai.losses import RateDistortionLoss
 
     torch.manual_seed(0)
-    config, _ = read_toml(CONFIGS / "tiny.toml")
+    config, _ = read_toml(CONFIGS / "tiny.toml", ImageConfig)
     codec, images, quality = ImageCodec(config), torch.rand(1, 3, 64, 64), torch.tensor([30.0])
     torch.manual_seed(1)
     out = codec(images, quality)

@@ -1,6 +1,6 @@
 """Files of released models decode for ever: the same latents to the last bit, the same picture within rounding.
 
-``python tests/test_golden.py`` adds files for a new default model; nothing changes the ones that are there.
+``python tests/test_golden.py`` adds files for the models that are new; nothing changes the ones that are there.
 """
 
 import hashlib
@@ -18,16 +18,19 @@ from nic.pixels import Picture
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
-    # name: photograph of scikit-image, part of it, quality
-    "cat-q20": ("chelsea", (slice(60, 188), slice(120, 280)), 20),
-    "cat-q80": ("chelsea", (slice(60, 188), slice(120, 280)), 80),
-    "cup-odd-q50": ("coffee", (slice(100, 201), slice(200, 333)), 50),
-    "face-grey-q50": ("astronaut", (slice(0, 128), slice(160, 288), slice(1, 2)), 50),
+    # name: photograph of scikit-image, part of it, quality, mode and model
+    "cat-q20": ("chelsea", (slice(60, 188), slice(120, 280)), 20, "fidelity"),
+    "cat-q80": ("chelsea", (slice(60, 188), slice(120, 280)), 80, "fidelity"),
+    "cup-odd-q50": ("coffee", (slice(100, 201), slice(200, 333)), 50, "fidelity"),
+    "face-grey-q50": ("astronaut", (slice(0, 128), slice(160, 288), slice(1, 2)), 50, "fidelity"),
+    "cat-extreme-q100": ("chelsea", (slice(0, 300), slice(0, 451)), 100, "extreme"),
+    "cup-extreme-q40": ("coffee", (slice(0, 384), slice(0, 512)), 40, "extreme"),
+    "face-extreme-q0": ("astronaut", (slice(0, 256), slice(96, 352), slice(1, 2)), 0, "extreme"),
 }
 
 
 def source(name: str) -> np.ndarray:
-    photograph, part, _ = CASES[name.split("~")[0]]
+    photograph, part, *_ = CASES[name.split("~")[0]]
     return np.ascontiguousarray(getattr(skimage.data, photograph)()[part])
 
 
@@ -51,18 +54,20 @@ def test_golden_file_decodes(path: Path) -> None:
     assert psnr(data, source(path.stem)) == pytest.approx(expected["psnr"], abs=0.1)
 
 
-def test_the_default_model_has_golden_files() -> None:
-    """Every case, of the model that is the default now."""
-    model = codec.load_model("fidelity", "cpu").id.hex()
-    assert {f"{name}~{model}" for name in CASES} <= {path.stem for path in GOLDEN.glob("*.nic")}
+def test_the_models_have_golden_files() -> None:
+    """Every case, of the models that are the default of their modes now."""
+    assert {file_name(name) for name in CASES} <= {path.stem for path in GOLDEN.glob("*.nic")}
+
+
+def file_name(case: str) -> str:
+    return f"{case}~{codec.load_model(CASES[case][3], 'cpu').id.hex()}"
 
 
 def bless() -> None:
-    model = codec.load_model("fidelity", "cpu").id.hex()
-    for name, (_, _, quality) in CASES.items():
-        path = GOLDEN / f"{name}~{model}.nic"
+    for name, (*_, quality, mode) in CASES.items():
+        path = GOLDEN / f"{file_name(name)}.nic"
         if not path.exists():
-            data = codec.compress(Picture(source(name)), quality=quality, device="cpu").data
+            data = codec.compress(Picture(source(name)), quality=quality, mode=mode, device="cpu").data
             path.write_bytes(data)
             expected = {"latents_sha256": latents_digest(data), "psnr": round(psnr(data, source(name)), 3)}
             path.with_suffix(".json").write_text(json.dumps(expected, indent=1) + "\n")

@@ -68,7 +68,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def configs(config: Path) -> tuple[ImageConfig, TrainConfig]:
-    return read_toml(config)
+    return read_toml(config, ImageConfig)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_integer_convolution_follows_the_trained_one(depthwise: bool) -> None:
 
 def test_training_starts_from_a_transform_that_reconstructs() -> None:
     """Without quantization, the untrained codec is a DCT of low frequencies: a photograph survives it."""
-    config = read_toml(CONFIGS / "tiny.toml")[0]
+    config = read_toml(CONFIGS / "tiny.toml", ImageConfig)[0]
     images = torch.from_numpy(skimage.data.chelsea()[:256, :384]).permute(2, 0, 1)[None].float() / 255
     for trunk in (96, 224):
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Photos", "read_photos"]
+__all__ = ["SIDE", "Photos", "read_photos"]
 
 SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SIDE = 512  # larger pictures are cut to their centre; a crop never needs more

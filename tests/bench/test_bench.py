@@ -43,7 +43,7 @@ def bench(*arguments: object) -> click.testing.Result:
 @pytest.fixture(scope="module")
 def report(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[click.testing.Result, Path]:
     folder = tmp_path_factory.mktemp("report")
-    return bench(photos, "--codecs", "nic,jpeg,nic-extreme", *OPTIONS, "-o", folder), folder
+    return bench(photos, "--codecs", "nic,jpeg,mbt2018-mean", *OPTIONS, "-o", folder), folder
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -72,12 +72,12 @@ def test_files(report: tuple[click.testing.Result, Path]) -> None:
 def test_what_cannot_be_measured_is_told_and_decides_the_exit_code(report: tuple[click.testing.Result, Path]) -> None:
     result, folder = report
     assert result.exit_code == 3
-    for name in ("broken.png", "small.jpg", "nic-extreme"):
+    for name in ("broken.png", "small.jpg", "mbt2018-mean"):
         (line,) = [line for line in result.stderr.splitlines() if name in line]
         assert line.startswith("nic: ")
     whole = json.loads((folder / "results.json").read_text())
     assert set(whole["failed"]) == {"broken.png", "small.jpg"}
-    assert set(whole["skipped"]) == {"nic-extreme"}
+    assert set(whole["skipped"]) == {"mbt2018-mean"}
 
 
 def test_bytes_by_chunk_add_up_to_the_file(report: tuple[click.testing.Result, Path]) -> None:

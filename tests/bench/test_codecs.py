@@ -19,7 +19,8 @@ from nic.errors import BadInput, UsageError
 VIDEO = ("x265", "svt-av1", "aom", "vvc")
 ZOO = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-anchor")
 SLOW = ("nic", "avif-420", "avif", "aom", "vvc")
-TOP = {"nic": 30, "svt-av1": 37, "vvc": 37, "x265": 39, "aom": 39}  # dB at the last setting; the others 34
+# dB at the last setting; the others 34
+TOP = {"nic": 30, "nic-extreme": 19, "svt-av1": 37, "vvc": 37, "x265": 39, "aom": 39}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def counting(codec: Codec) -> tuple[Codec, list[float]]:
     return dataclasses.replace(codec, encode=encode), calls
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("nic-extreme", *ZOO)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ZOO])
 def test_real_encoders_trade_bytes_for_psnr(name: str, image: Image.Image) -> None:
     codec = load_or_skip(name)
     assert set(codec.settings) <= set(codec.grid) and len(codec.settings) >= 6
@@ -136,11 +137,9 @@ def test_at_rate_where_bytes_do_not_rise_everywhere(image: Image.Image) -> None:
         assert abs(len(data) - size) <= 100
 
 
-def test_unknown_and_future_codecs() -> None:
+def test_unknown_codecs() -> None:
     with pytest.raises(UsageError, match="'gif'.*jpeg2000.*vvc"):
         load("gif")
-    with pytest.raises(Missing, match="no extreme model yet"):
-        load("nic-extreme")
 
 
 @pytest.mark.usefixtures("fresh")

@@ -1,0 +1,123 @@
+"""The extreme mode as it is trained: one codeword for 16x16 pixels, from nested codebooks, and a synthesis for all.
+
+Analysis and synthesis are those of the fidelity mode with few latents, vector-quantized as a whole (van den Oord et
+al., "Neural Discrete Representation Learning", arXiv 1711.00937). The codebook is a fixed table times a learned
+matrix, so that every step moves all its codewords (Zhu et al., "Addressing Representation Collapse in Vector Quantized
+Models with One Linear Layer", arXiv 2411.02038). Smaller codebooks are clusters of it, as in Mao et al., "Extreme Image
+Compression using Fine-tuned VQGANs", arXiv 2307.08265; here the clusters are the subtrees of a binary tree: the
+codebook of 2^b codewords is indexed by the first b bits.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nic.models.config import ExtremeConfig
+from nic.models.transforms import QUALITY_INDICES, Analysis, Synthesis
+
+__all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "book_quality", "books_of", "nearest"]
+
+BITS_MIN = 3  # the smallest codebook has 8 codewords
+GRID = 16  # pixels between latents, and between the coarsest features of LPIPS
+USE_DECAY = 0.99  # of the running counts of how often codewords are used
+CODEBOOK_WEIGHT = 1.0  # of the squared distance from codewords to latents
+
+
+def books_of(config: ExtremeConfig) -> int:
+    """How many codebooks there are."""
+    return config.index_bits - BITS_MIN + 1
+
+
+def book_quality(book: Tensor, config: ExtremeConfig) -> Tensor:
+    """The quality in [0, 63] that stands for a codebook, 0 being the smallest."""
+    return book * ((QUALITY_INDICES - 1) / (books_of(config) - 1))
+
+
+def nearest(vectors: Tensor, codewords: Tensor) -> Tensor:
+    """Indices [n] of the codewords [K, D] nearest to vectors [n, D]."""
+    return torch.addmm(codewords.square().sum(dim=1), vectors, codewords.T, alpha=-2).argmin(dim=1)
+
+
+class Codebook(nn.Module):
+    """2^bits codewords of some dimension in the order of their tree, and the codebooks nested in it."""
+
+    def __init__(self, bits: int, dimension: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.anchors: Tensor
+        self.use: Tensor
+        self.register_buffer("anchors", torch.randn(2**bits, dimension))
+        self.register_buffer("use", torch.ones(2**bits))
+        self.register_buffer("fitted", torch.full((2 ** (bits + 1) - 2**BITS_MIN, dimension), torch.nan))
+        self.matrix = nn.Parameter(torch.eye(dimension))
+        self.offset = nn.Parameter(torch.zeros(dimension))
+
+    def codewords(self, book: int) -> Tensor:
+        """Those of codebook ``book`` (0 is the smallest), [K, D].
+
+        They are means of the largest one's, weighted by use, until all are fitted to latents.
+        """
+        if not self.fitted[0, 0].isnan():
+            return self.place(book)
+        leaves = self.anchors @ self.matrix + self.offset
+        use = self.use.clamp(min=0.01)[:, None]
+        shape = (2 ** (book + BITS_MIN), -1)
+        clusters = (leaves * use).view(*shape, leaves.shape[1]).sum(dim=1)
+        return clusters / use.view(shape).sum(dim=1, keepdim=True)
+
+    def place(self, book: int) -> Tensor:
+        """Where the fitted codewords of a book are, a view."""
+        return self.fitted[2 ** (book + BITS_MIN) - 2**BITS_MIN :][: 2 ** (book + BITS_MIN)]
+
+    @torch.no_grad()
+    def count(self, indices: Tensor) -> None:
+        """Takes down a batch's indices into the largest codebook."""
+        counts = torch.bincount(indices, minlength=len(self.use)).float()
+        self.use.lerp_(counts * (len(counts) / max(1, len(indices))), 1 - USE_DECAY)
+
+
+class ExtremeCodec(nn.Module):
+    """Analysis, codebooks and synthesis."""
+
+    def __init__(self, config: ExtremeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.analysis = Analysis(config)
+        self.codebook = Codebook(config.index_bits, config.latent)
+        self.synthesis = Synthesis(config)
+
+    def forward(self, images: Tensor, book: Tensor) -> dict[str, Tensor]:
+        """images [B, 3, H, W] in [0, 1], book [B] int -> images, and squared distances to codewords [B]."""
+        quality = book_quality(book, self.config)
+        latents = self.analysis(images, quality)
+        with torch.autocast(images.device.type, enabled=False):
+            quantized, commitment, codebook = self.quantize(latents.float(), book)
+        return {"images": self.synthesis(quantized, quality), "commitment": commitment, "codebook": codebook}
+
+    def quantize(self, latents: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [B, D, h, w] -> codewords, straight-through, and both halves of the distance, each [B]."""
+        chosen = torch.empty_like(latents)
+        for number in book.unique().tolist():
+            rows = book == number
+            vectors = latents[rows].movedim(1, -1)
+            codewords = self.codebook.codewords(number)
+            flat = vectors.detach().reshape(-1, vectors.shape[-1])
+            indices = nearest(flat, codewords.detach())
+            if self.training and number == books_of(self.config) - 1:
+                self.codebook.count(indices)
+            chosen[rows] = codewords[indices].view(vectors.shape).movedim(-1, 1)
+        commitment = (latents - chosen.detach()).square().mean(dim=(1, 2, 3))
+        codebook = (latents.detach() - chosen).square().mean(dim=(1, 2, 3))
+        return latents + (chosen - latents).detach(), commitment, codebook
+
+    def loss(self, images: Tensor, book: Tensor, perceptual: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        """MSE + LPIPS + distances to codewords; ``perceptual`` gives LPIPS [B] of two batches of images in [0, 1].
+
+        It sees the images shifted at random: always at one place, the grid of its strides shows in the pictures.
+        """
+        out = self(images, book)
+        mse = (out["images"].float() - images).square().mean(dim=(1, 2, 3))
+        row, column = torch.randint(GRID, (2,)).tolist()
+        lpips = perceptual(out["images"][..., row:, column:], images[..., row:, column:]).float()
+        distances = self.config.commitment * out["commitment"] + CODEBOOK_WEIGHT * out["codebook"]
+        loss = (self.config.mse * mse + lpips + distances).mean()
+        return loss, {"mse": mse, "lpips": lpips, "distance": out["commitment"]}

@@ -1,0 +1,206 @@
+"""``nic train extreme``: the extreme mode, from the transforms of a fidelity codec.
+
+The first codebook is found by K-means among the principal components of the fidelity codec's latents, so that
+training starts from pictures instead of noise. Then everything learns together; a second run with
+``synthesis_only`` fits the final codebooks to the encoder and lets the synthesis learn from just these.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nic.models.codec import ImageCodec
+from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
+from nic.models.extreme import BITS_MIN, ExtremeCodec, book_quality, books_of, nearest
+from nic.models.training.data import Photos, read_photos
+from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.perceptual import Lpips
+from nic.models.training.start import read_start
+from nic.models.transforms import Analysis, Synthesis
+
+__all__ = ["evaluate", "train"]
+
+CROPS = 500  # of 256x256, on which codebooks are fitted: 128,000 vectors
+ITERATIONS = 10  # of K-means
+SLOW = 0.2  # learning rate of the analysis, relative to the others': faster, latents run away from their codewords
+SPREAD = 2.0  # root mean square of the first latents
+
+
+def train(
+    config: ExtremeConfig,
+    options: TrainConfig,
+    data: list[Path],
+    run: Path,
+    minutes: float,
+    perceptual: Path,
+    start_from: Path,
+    device: str = "cpu",
+    workers: int = 2,
+    synthesis_only: bool = False,
+    bfloat16: bool = False,
+) -> Path:
+    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
+
+    perceptual: the folder of LPIPS's weights. start_from: checkpoint or weight file of a fidelity codec with trunks of
+    the same width and no more blocks; with synthesis_only, the checkpoint of such a run: its analysis stays as it is,
+    and codebooks are fitted to its latents once. bfloat16: the precision of the convolutions.
+    """
+    processes = Processes(device)
+    where = processes.device
+    torch.manual_seed(options.seed)
+    run.mkdir(parents=True, exist_ok=True)
+    photos = Photos(read_photos(data, "train", workers), where)
+    validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
+    lpips = Lpips(perceptual).to(where)
+
+    model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
+    resumed = (run / "last.pt").exists()
+    groups: list[dict[str, Any]] = [{"params": list(model.synthesis.parameters())}]
+    if synthesis_only:
+        model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
+        model.analysis.requires_grad_(False)
+        model.codebook.requires_grad_(False)
+        if not resumed:
+            fit_codebooks(model, photos)
+    else:
+        groups.append({"params": list(model.codebook.parameters())})
+        groups.append({"params": list(model.analysis.parameters()), "factor": SLOW})
+        if not resumed:
+            start_from_fidelity(model, *read_start(start_from), photos)
+    books = books_of(config)
+
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        book = (books * torch.rand(options.batch, device=where).sqrt()).long()  # large ones are chosen more often
+        return model.loss(photos.crops(options.batch, options.crop), book, lpips)
+
+    log = Log(run / "log.jsonl", processes.rank)
+    optimizer = torch.optim.Adam(groups, options.learning_rate, fused=True)
+    checkpoint = fit(model, [optimizer], loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
+    if processes.rank == 0:
+        for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
+            log.write({"validation": row})
+    log.close()
+    processes.close()
+    return checkpoint
+
+
+@torch.no_grad()
+def start_from_fidelity(model: ExtremeCodec, state: dict[str, Tensor], old: ImageConfig, photos: Photos) -> None:
+    """Makes ``model`` the fidelity codec at its lowest quality, its latents projected and quantized.
+
+    New blocks start as the identity: after the old ones in the analysis, before them in the synthesis.
+    """
+    donor = ImageCodec(old).to(photos.pixels.device, memory_format=torch.channels_last)
+    donor.load_state_dict(state)
+    analysis, synthesis = model.analysis, model.synthesis
+    copy_blocks(analysis, donor.analysis, "down", 0)
+    copy_blocks(synthesis, donor.synthesis, "up", model.config.deep_blocks - old.deep_blocks)
+    quality = torch.zeros(1, device=photos.pixels.device)
+    y = torch.cat([donor.analysis(photos.crops(1, 256), quality).movedim(1, -1).flatten(0, 2) for _ in range(CROPS)])
+    mean = y.mean(dim=0)
+    values, vectors = torch.linalg.eigh(torch.cov(y.T))
+    basis = vectors[:, -model.config.latent :].flip(1).T  # [D, M], the largest first
+    scale = SPREAD / values[-1].sqrt()
+    gain = donor.analysis.gain(quality)[0, :, 0, 0]
+    weight, bias = gain[:, None] * donor.analysis.latent.weight[:, :, 0, 0], gain * donor.analysis.latent.bias
+    load(analysis.latent, scale * basis @ weight, scale * basis @ (bias - mean))
+    weight = donor.synthesis.latent.weight[:, :, 0, 0] * donor.synthesis.gain(quality)[0, :, 0, 0]
+    load(synthesis.latent, weight @ basis.T / scale, donor.synthesis.latent.bias + weight @ mean)
+    points = (y - mean) @ basis.T * scale
+    codewords, use = k_means(points, 2**model.config.index_bits)
+    order = tree_order(codewords, use)
+    model.codebook.anchors.copy_(codewords[order])
+    model.codebook.use.copy_(use[order] / use.mean())
+
+
+def copy_blocks(part: Analysis | Synthesis, donor: Analysis | Synthesis, resampling: str, first: int) -> None:
+    """Takes over trunk, patches and deep blocks, these from place ``first`` on; the other deep ones do nothing."""
+    kept = [name for name in part.state_dict() if name.split(".")[0] in ("patch", "trunk", resampling)]
+    part.load_state_dict({name: donor.state_dict()[name] for name in kept}, strict=False)
+    part.trunk_gain.knots.copy_(donor.trunk_gain.knots[:1].expand_as(part.trunk_gain.knots))
+    for name, value in part.deep.named_parameters():
+        if name.split(".")[1] in ("leave", "contract"):
+            value.zero_()
+    for place, block in enumerate(donor.deep):
+        part.deep[first + place].load_state_dict(block.state_dict())
+
+
+def load(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    """Sets a 1x1 convolution."""
+    conv.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+
+
+@torch.no_grad()
+def fit_codebooks(model: ExtremeCodec, photos: Photos) -> None:
+    """K-means of every codebook, among the latents that the analysis gives for it; the order of the tree stays."""
+    device = photos.pixels.device
+    fitted = []
+    for book in range(books_of(model.config)):
+        codewords = model.codebook.codewords(book)
+        quality = book_quality(torch.tensor([book], device=device), model.config)
+        crops = max(CROPS // 5, len(codewords) // 8)
+        latents = [model.analysis(photos.crops(1, 256), quality) for _ in range(crops)]
+        points = torch.cat([x.movedim(1, -1).flatten(0, 2) for x in latents])
+        for _ in range(ITERATIONS):
+            sums, use = cluster(points, codewords)
+            lone = codewords[torch.arange(len(codewords), device=device) ^ 1]  # an unused one joins its sibling's cell
+            lone = lone * (1 + 0.01 * torch.randn_like(lone))
+            codewords = torch.where(use[:, None] > 0, sums / use.clamp(min=1)[:, None], lone)
+        fitted.append(codewords)
+    model.codebook.fitted.copy_(torch.cat(fitted))
+
+
+def k_means(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on points [n, D]: codewords [count, D] and the use of each; unused ones move."""
+    codewords = points[torch.randperm(len(points), device=points.device)[:count]].clone()
+    for _ in range(ITERATIONS):
+        sums, use = cluster(points, codewords)
+        codewords = sums / use.clamp(min=1)[:, None]
+        unused = (use == 0).nonzero()[:, 0]
+        codewords[unused] = points[torch.randint(len(points), (len(unused),), device=points.device)]
+    return codewords, cluster(points, codewords)[1]
+
+
+def cluster(points: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum [K, D] and the number [K] of the points nearest to each codeword."""
+    sums, use = torch.zeros_like(codewords), torch.zeros(len(codewords), device=points.device)
+    for part in points.split(8192):
+        indices = nearest(part, codewords)
+        sums.index_add_(0, indices, part)
+        use += torch.bincount(indices, minlength=len(codewords))
+    return sums, use
+
+
+def tree_order(codewords: Tensor, use: Tensor) -> Tensor:
+    """An order of 2^b codewords [K, D] in which each half, quarter, ... is a cluster: cut across the longest axis."""
+    if len(codewords) == 1:
+        return torch.zeros(1, dtype=torch.long, device=codewords.device)
+    weight = (use + 1) / (use + 1).sum()
+    centred = codewords - weight @ codewords
+    axis = torch.linalg.eigh((centred * weight[:, None]).T @ centred)[1][:, -1]
+    first, second = (centred @ axis).argsort().chunk(2)
+    return torch.cat([half[tree_order(codewords[half], use[half])] for half in (first, second)])
+
+
+@torch.no_grad()
+def evaluate(model: ExtremeCodec, photos: list[np.ndarray], lpips: Lpips, books: Sequence[int]) -> list[dict[str, Any]]:
+    """Mean PSNR and LPIPS of whole photographs (cropped to multiples of 64) with some of the codebooks."""
+    device = next(model.parameters()).device
+    rows = []
+    for book in books:
+        psnrs, distances = [], []
+        for photo in photos:
+            height, width = (side // 64 * 64 for side in photo.shape[:2])
+            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            images = model(pixels, torch.tensor([book], device=device))["images"].clamp(0, 1)
+            psnrs.append(-10 * math.log10((images - pixels).square().mean().item()))
+            distances.append(lpips(images, pixels).item())
+        rows.append(
+            {"codewords": 2 ** (book + BITS_MIN), "psnr": float(np.mean(psnrs)), "lpips": float(np.mean(distances))}
+        )
+    return rows

@@ -1,0 +1,189 @@
+"""Training the extreme mode from a fidelity codec to a weight file that codes, on two photographs, very small."""
+
+import dataclasses
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import skimage.io
+import torch
+from PIL import Image
+
+from nic import codec
+from nic.models import store
+from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
+from nic.models.extreme import Codebook, ExtremeCodec, nearest
+from nic.models.indices import IndexPrior, step_positions
+from nic.models.prior import UNIT
+from nic.models.recovery import Recovery, smooth_fill
+from nic.models.training import extreme, indices, recovery
+from nic.models.training.image import train as train_fidelity
+from nic.models.training.perceptual import LAYERS, Lpips
+from nic.pixels import Picture
+
+FIDELITY = ImageConfig(16, 1, 32, 1, 32, 8, 16, 1, 0.001, 0.05)
+CONFIG = ExtremeConfig(16, 1, 32, 2, 8, 6, 16, 1, 30.0, 2.0)
+OPTIONS = TrainConfig(batch=2, crop=128, learning_rate=1e-3, warmup_steps=5, clip=1.0, ema=0.9, seed=1)
+WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "val").mkdir()
+    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
+    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
+    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:256, :256])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of AlexNet's layers, narrow and random."""
+    folder = tmp_path_factory.mktemp("perceptual")
+    (folder / "lpips").mkdir()
+    torch.manual_seed(0)
+    features, heads, inputs = {}, {}, 3
+    for number, ((layer, *_), size) in enumerate(zip(LAYERS, (11, 5, 3, 3, 3), strict=True)):
+        features |= {
+            f"features.{layer}.weight": torch.randn(8, inputs, size, size),
+            f"features.{layer}.bias": torch.zeros(8),
+        }
+        heads[f"lin{number}.model.1.weight"] = torch.rand(1, 8, 1, 1)
+        inputs = 8
+    torch.save(features, folder / "alexnet_random.pth")
+    torch.save(heads, folder / "lpips" / "alex.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(data: Path, perceptual: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Of joint training, and of the synthesis alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extreme, "CROPS", 5)
+        start = train_fidelity(FIDELITY, OPTIONS, [data], folder / "fidelity", 0.03)
+        joint = extreme.train(CONFIG, OPTIONS, [data], folder / "joint", 0.05, perceptual, start)
+        final = extreme.train(CONFIG, OPTIONS, [data], folder / "final", 0.05, perceptual, joint, synthesis_only=True)
+    return joint, final
+
+
+def test_both_runs_train_what_they_should(checkpoints: tuple[Path, Path]) -> None:
+    joint, final = (torch.load(path, weights_only=True)["average"] for path in checkpoints)
+    assert joint["codebook.fitted"].isnan().all() and not final["codebook.fitted"].isnan().any()
+    assert torch.equal(joint["analysis.patch.weight"], final["analysis.patch.weight"])
+    assert not torch.equal(joint["synthesis.patch.weight"], final["synthesis.patch.weight"])
+    rows = [json.loads(line) for line in (checkpoints[1].parent / "log.jsonl").read_text().splitlines()]
+    assert [row["validation"]["codewords"] for row in rows if "validation" in row] == [8, 64]
+    assert rows[-1]["validation"]["psnr"] > 12
+
+
+@pytest.fixture(scope="module")
+def weights(checkpoints: tuple[Path, Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    indices.train(checkpoints[1], folder / "test.safetensors", [data], folder / "prior", 0.05, workers=1)
+    before = store.load_extreme(folder / "test.safetensors")
+    recovery.train(folder / "test.safetensors", [data], folder / "recovery", 0.03, workers=1)
+    after = store.load_extreme(folder / "test.safetensors")
+    assert before.recovery is None and after.recovery is not None and before.id == after.id
+    return folder / "test.safetensors"
+
+
+def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "WEIGHTS", weights.parent)
+    model = store.load("test")
+    monkeypatch.setattr(codec, "load_model", lambda wanted, device: model)
+    picture = Picture(skimage.data.coffee()[:200, :300])
+    files = [codec.compress(picture, quality=quality, mode="extreme").data for quality in (0, 100)]
+    assert len(files[0]) < len(files[1])
+    decoded = codec.decompress(files[1]).pixels
+    assert np.mean((decoded.astype(float) - picture.pixels) ** 2) < 6000
+
+
+def test_the_codec_starts_as_the_fidelity_codec_projected(data: Path) -> None:
+    """With as many latents as the fidelity codec has, and not quantized, the pictures are the same."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, latent=FIDELITY.latent, index_bits=3)
+    donor, model = codec_of(FIDELITY), ExtremeCodec(config)
+    photos = extreme.Photos(extreme.read_photos([data], workers=1), torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extreme, "CROPS", 5)
+        extreme.start_from_fidelity(model, donor.state_dict(), FIDELITY, photos)
+    images, quality = photos.crops(2, 128), torch.zeros(2)
+    with torch.no_grad():
+        expected = donor.synthesis(donor.analysis(images, quality), quality)
+        assert torch.allclose(model.synthesis(model.analysis(images, quality), quality), expected, atol=1e-3)
+
+
+def codec_of(config: ImageConfig) -> "extreme.ImageCodec":
+    model = extreme.ImageCodec(config)
+    model.start_from_dct()
+    return model
+
+
+def test_smaller_codebooks_are_clusters_of_the_largest() -> None:
+    torch.manual_seed(0)
+    book = Codebook(5, 3)
+    book.use.uniform_(0.5, 2)
+    large, small = book.codewords(2), book.codewords(0)
+    expected = (large * book.use[:, None]).view(8, 4, 3).sum(dim=1) / book.use.view(8, 4).sum(dim=1, keepdim=True)
+    assert torch.allclose(small, expected)
+
+
+def test_the_order_of_codewords_is_a_tree_of_clusters() -> None:
+    torch.manual_seed(0)
+    points = torch.randn(64, 2)
+    ordered = points[extreme.tree_order(points, torch.ones(64))]
+    assert torch.equal(ordered.unique(dim=0), points.unique(dim=0))
+    variance = [float(ordered.view(count, -1, 2).var(dim=1).mean()) for count in (1, 2, 4, 8, 16)]
+    assert variance == sorted(variance, reverse=True) and variance[-1] < 0.2 * variance[0]
+
+
+def test_k_means_uses_every_codeword() -> None:
+    torch.manual_seed(0)
+    points = torch.cat([torch.randn(500, 2), 9 + 0.01 * torch.randn(500, 2)])
+    codewords, use = extreme.k_means(points, 16)
+    assert use.sum() == 1000 and (use > 0).float().mean() > 0.9
+    assert torch.equal(torch.bincount(nearest(points, codewords), minlength=16).float(), use)
+
+
+def test_prior_learns_from_neighbours_only_what_is_coded_before() -> None:
+    """Features of a step change with codewords of earlier steps, and never with those that are not known yet."""
+    torch.manual_seed(0)
+    prior = IndexPrior(CONFIG)
+    codewords = UNIT * torch.randn(1, CONFIG.latent, 8, 8)
+    book = torch.tensor([1])
+    step = 3
+    known = torch.stack([step_positions(s, 8, 8) for s in range(step)]).any(dim=0)[None]
+    before = prior.features(step, codewords * known, known, book)
+    codewords[:, :, 0, 0] += 100
+    assert not torch.equal(prior.features(step, codewords * known, known, book), before)
+
+
+def test_recovery_keeps_what_is_known_and_fills_the_rest() -> None:
+    torch.manual_seed(0)
+    latents, known = torch.randn(1, 8, 20, 24), torch.rand(20, 24) > 0.3
+    known[4:14, 6:18] = False
+    codewords = torch.randn(64, 8)
+    filled = Recovery(CONFIG).fill(latents * known, known, codewords)
+    assert torch.equal(filled[0][:, known], latents[0][:, known])
+    assert (filled[0][:, ~known].abs().sum(dim=0) > 0).all()
+    constant = smooth_fill(torch.full((1, 2, 9, 9), 3.0) * known[None, :9, :9], known[None, :9, :9])
+    assert torch.allclose(constant, torch.tensor(3.0), atol=1e-5)
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="needs ../shared/weights, LPIPS's networks")
+def test_lpips_is_that_of_its_package() -> None:
+    if find_spec("lpips") is None:
+        pytest.skip("needs the package lpips: pip install -e '.[bench]'")
+    from nic.bench.metrics import load_lpips, to_tensor
+
+    photo = Image.fromarray(skimage.data.chelsea()[:128, :160])
+    small = photo.resize((40, 32)).resize(photo.size)
+    ours = Lpips(WEIGHTS)(to_tensor(small), to_tensor(photo))
+    assert float(ours) == pytest.approx(
+        float(load_lpips(WEIGHTS)(to_tensor(small), to_tensor(photo), normalize=True)), rel=1e-3
+    )
