@@ -77,6 +77,14 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     show_default=True,
     help="extreme is for 0.008 to 0.04 bits per pixel; auto takes it where --bpp or --size ask for so little.",
 )
+@click.option(
+    "--mask-rate",
+    type=click.FloatRange(0, 1),
+    default=0,
+    show_default=True,
+    metavar="SHARE",
+    help="Leave this share of the coded groups of latents, those that matter least, at what the decoder expects.",
+)
 @click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
 @click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -94,6 +102,7 @@ def compress(
     psnr: float | None,
     effort: int,
     mode: str,
+    mask_rate: float,
     frames: tuple[int, int | None],
     no_audio: bool,
     device: str,
@@ -120,7 +129,7 @@ def compress(
     if ray and folder is None:
         raise UsageError("--ray is for many files: give -o FOLDER")
     targets = plan(paths, folder, ".nic", readable_suffixes())
-    options |= {"effort": effort, "mode": mode, "device": device}
+    options |= {"effort": effort, "mode": mode, "mask_rate": mask_rate, "device": device}
     clip = {"frames": frames, "audio": not no_audio}
     work = partial(_compress_one, targets=targets, options=options, clip=clip, force=force, resume=resume, quiet=quiet)
     for_each(targets, work, jobs, ray)
@@ -195,8 +204,8 @@ def _compress_video(
 
     if target == "-" or "psnr" in options:
         raise UsageError("a video cannot go to stdout or be made for a --psnr: name a file, use --quality or --bpp")
-    if options.pop("mode") == "extreme":
-        raise UsageError("videos have no extreme mode")
+    if options.pop("mode") == "extreme" or options.pop("mask_rate"):
+        raise UsageError("videos have neither an extreme mode nor a mask rate")
     clip = Source.open(source, *frames)
     bar = tqdm(total=100, unit="%", disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
 

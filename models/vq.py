@@ -138,6 +138,28 @@ class Codebooks:
         chosen = torch.where(escaped, len(codewords), chosen)
         return chosen, torch.where(escaped[:, None], steps * UNIT, codewords[chosen.clamp(max=len(codewords) - 1)])
 
+    def mask(
+        self, residuals: Tensor, classes: Tensor, symbols: Tensor, decoded: Tensor, rate: float
+    ) -> tuple[Tensor, Tensor]:
+        """``quantize``'s symbols and reconstruction, with a share of the coded groups left at their expected value.
+
+        That is their class's likeliest codeword. The groups are those whose rate-distortion cost rises least.
+        """
+        likeliest = [int(bits[: len(words)].argmin()) for bits, words in zip(self.bits, self.codewords, strict=True)]
+        coded = torch.tensor([len(bits) > 1 for bits in self.bits], device=classes.device)[classes]
+        expected_symbols, expected = torch.zeros_like(symbols), torch.zeros_like(decoded)
+        saved = torch.zeros(len(classes), device=decoded.device)  # bits
+        for c in classes[coded].unique().tolist():
+            rows, count = classes == c, GROUP // self.books[c].dimension
+            expected_symbols[rows, :count] = likeliest[c]
+            expected[rows] = self.codewords[c][likeliest[c]].repeat(count)
+            saved[rows] = (self.bits[c][symbols[rows, :count]] - self.bits[c][likeliest[c]]).sum(dim=1)
+        error = (residuals - expected).square().sum(dim=1) - (residuals - decoded).square().sum(dim=1)
+        rise = (error / UNIT**2 - RATE_WEIGHT * saved).masked_fill(~coded, math.inf)
+        masked = rise.argsort(stable=True)[: int(rate * int(coded.sum()))]
+        symbols[masked], decoded[masked] = expected_symbols[masked], expected[masked]
+        return symbols, decoded
+
     def dequantize(self, symbols: np.ndarray, classes: np.ndarray, escapes: np.ndarray) -> np.ndarray:
         """What a decoder does: symbols [G, 4] as above, classes [G], escape components in order -> int [G, 4]."""
         decoded = np.zeros((len(classes), GROUP), np.int32)

@@ -24,6 +24,7 @@ def encode(
     psnr: float | None = None,
     effort: int = 4,
     mode: str = "auto",
+    mask_rate: float = 0,
     device: str = "auto",
 ) -> bytes:
     """The bytes of a .nic file.
@@ -38,15 +39,16 @@ def encode(
         effort: 1 (fastest) to 9 (smallest file at equal quality); decoding takes the same time.
         mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask for less than
             fidelity can reach.
+        mask_rate: the share, 0 to 1, of the coded groups of four latents that are left at what the prior expects,
+            those that matter least; 0 leaves the choice to rate and distortion. Fidelity mode only.
         device: "auto", "cpu" or "cuda".
 
     Raises BadInput for an unusable image, UsageError for options out of range or more than one target.
     """
     from nic.codec import compress
 
-    return compress(
-        load(image), quality=quality, bpp=bpp, size=size, psnr=psnr, effort=effort, mode=mode, device=device
-    ).data
+    targets = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
+    return compress(load(image), **targets, effort=effort, mode=mode, mask_rate=mask_rate, device=device).data
 
 
 def decode(data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto") -> Image.Image:

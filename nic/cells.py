@@ -15,10 +15,12 @@ from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 __all__ = ["decode_cell", "decode_cut_cell", "encode_cell", "get_cell", "get_groups", "put_cell", "put_groups"]
 
 
-def encode_cell(model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float) -> tuple[bytes, Tensor]:
+def encode_cell(
+    model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float, mask_rate: float = 0
+) -> tuple[bytes, Tensor]:
     """Codes a cell as a payload of its own; arguments and latents as in ``put_cell``."""
     encoder = Encoder(tables)
-    latents = put_cell(model, encoder, y, z, quality)
+    latents = put_cell(model, encoder, y, z, quality, mask_rate)
     return encoder.finish(), latents
 
 
@@ -52,16 +54,17 @@ def decode_cut_cell(
     return model.prior.decode(height, width, quality_tensor(model, quality), source), complete
 
 
-def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: float) -> Tensor:
+def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: float, mask_rate: float = 0) -> Tensor:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
 
-    quality: 0 to 63 in quarters. Returns the latents that a decoder will have, fixed point.
+    quality: 0 to 63 in quarters. mask_rate: see ``Codebooks.mask``; hyper-latents are never masked. Returns the latents
+    that a decoder will have, fixed point.
     """
     targets = model.prior.targets(y, z)
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
         target = targets[stage].to(means.dtype).clamp(-LATENT_MAX, LATENT_MAX)
-        return put_groups(model, encoder, (target - means)[0], scale_classes[0])[None]
+        return put_groups(model, encoder, (target - means)[0], scale_classes[0], mask_rate if stage else 0)[None]
 
     height, width = y.shape[2:]
     return model.prior.decode(height, width, quality_tensor(model, quality), source)
@@ -76,9 +79,11 @@ def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: f
     return model.prior.decode(height, width, quality_tensor(model, quality), source)
 
 
-def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor) -> Tensor:
+def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor, mask_rate: float = 0) -> Tensor:
     """Codes groups [G, 4], fixed point, of scale classes [G], as one stage; returns what they decode to."""
     chosen, decoded = model.codebooks.quantize(groups, scale_classes.long())
+    if mask_rate:
+        chosen, decoded = model.codebooks.mask(groups, scale_classes.long(), chosen, decoded, mask_rate)
     symbols = chosen.cpu().numpy().astype(np.int32)
     classes = scale_classes.cpu().numpy().astype(np.uint8)
     encoder.put(*in_file_order(model, symbols, classes))

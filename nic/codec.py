@@ -90,6 +90,7 @@ def compress(
     psnr: float | None = None,
     effort: int = 4,
     mode: str = "auto",
+    mask_rate: float = 0,
     device: str = "auto",
 ) -> Encoded:
     """Codes a picture at a quality (0 to 100), or at the one that meets a target: at most one of the three.
@@ -97,8 +98,9 @@ def compress(
     bpp: bits per pixel of the whole file. size: bytes of the whole file, at most. psnr: dB over all colour samples, at
     least. effort: 1 to 9; from 2 on, iterations that make the file smaller at equal quality, listed in nic/effort.py;
     extreme mode has none. mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask
-    for less than fidelity can reach. A target that is missed by more than 2 % is told in the result's note. Raises
-    UsageError.
+    for less than fidelity can reach. mask_rate: the share, 0 to 1, of the coded groups of latents that fidelity mode
+    leaves at what the prior expects, those that matter least. A target that is missed by more than 2 % is told in the
+    result's note. Raises UsageError.
     """
     targets = [target for target in (bpp, size, psnr) if target is not None]
     if len(targets) > 1:
@@ -111,11 +113,15 @@ def compress(
         raise UsageError(f"effort {effort} is outside 1 to 9")
     if mode not in MODES:
         raise UsageError(f"mode {mode!r} is none of {', '.join(MODES)}")
+    if not 0 <= mask_rate <= 1:
+        raise UsageError(f"mask rate {mask_rate:g} is outside 0 to 1")
+    if mask_rate and mode == store.EXTREME:
+        raise UsageError("extreme mode has no mask rate")
     height, width = picture.pixels.shape[:2]
     target = size if bpp is None else bpp * height * width / 8
     name = store.EXTREME if mode == store.EXTREME else store.DEFAULT
-    encoder = PictureEncoder(picture, load_model(name, device), effort)
-    if mode == "auto" and target is not None and 8 * target < LOW_RATE * height * width:
+    encoder = PictureEncoder(picture, load_model(name, device), effort, mask_rate)
+    if mode == "auto" and not mask_rate and target is not None and 8 * target < LOW_RATE * height * width:
         encoder = nearer(encoder, target, device, nearest=bpp is not None)
     expect(encoder.steps(decoding=psnr is not None) * (SEARCHED if targets else 1))
     if target is not None:
@@ -254,9 +260,10 @@ def entropy_tables(model: store.AnyModel) -> Tables:
 class PictureEncoder:
     """One picture, coded at as many quality levels as a search asks for."""
 
-    def __init__(self, picture: Picture, model: store.AnyModel, effort: int = 4) -> None:
+    def __init__(self, picture: Picture, model: store.AnyModel, effort: int = 4, mask_rate: float = 0) -> None:
         self.picture = picture
         self.model = model
+        self.mask_rate = mask_rate
         self.iterations = ITERATIONS[effort] if isinstance(model, store.Model) else 0
         self.alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
         self.files: dict[int, bytes] = {}  # of the levels tried so far; their latents would be many times larger
@@ -278,7 +285,7 @@ class PictureEncoder:
         if isinstance(model, store.ExtremeModel):
             coded = code_extreme(model, picture.pixels, level)
         else:
-            coded = code_fidelity(model, picture.pixels, level, self.iterations)
+            coded = code_fidelity(model, picture.pixels, level, self.iterations, self.mask_rate)
         height, width, channels = picture.pixels.shape
         depth = 8 * picture.pixels.itemsize
         header = Header(Kind.IMAGE, Mode[model.mode.upper()], width, height, channels, depth, level, model.id)
@@ -343,14 +350,14 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
 
 
 @torch.no_grad()
-def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int) -> Coded:
-    """Codes pixels [H, W, C] at a quality level."""
+def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int, mask_rate: float) -> Coded:
+    """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``."""
     quality = torch.tensor([level / 4], device=model.device)
     y, z = analyze(model, pixels, quality)
     bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3  # MSE is over three colours
 
     def code(targets: Tensor) -> Coded:
-        return code_cells(model, targets, z, level)
+        return code_cells(model, targets, z, level, mask_rate)
 
     def distortion(latents: Tensor) -> tuple[float, Tensor]:
         return distortion_gradient(model, latents, pixels, level, bits_per_error)
@@ -372,13 +379,14 @@ def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int) -> C
     return Coded(tuple(cells), latents)
 
 
-def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int) -> Coded:
+def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int, mask_rate: float) -> Coded:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in steps, cell by cell."""
     cells, latents = [], torch.empty_like(y)
     for rows, columns in cell_slices(*y.shape[2:]):
         hyper = shrink((rows, columns))
+        hyper_latents = z[:, :, hyper[0], hyper[1]]
         payload, decoded = encode_cell(
-            model, entropy_tables(model), y[:, :, rows, columns], z[:, :, hyper[0], hyper[1]], level / 4
+            model, entropy_tables(model), y[:, :, rows, columns], hyper_latents, level / 4, mask_rate
         )
         cells.append(payload)
         latents[:, :, rows, columns] = decoded / UNIT
