@@ -47,8 +47,17 @@ def encode(
     """
     from nic.codec import compress
 
-    targets = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
-    return compress(load(image), **targets, effort=effort, mode=mode, mask_rate=mask_rate, device=device).data
+    return compress(
+        load(image),
+        quality=quality,
+        bpp=bpp,
+        size=size,
+        psnr=psnr,
+        effort=effort,
+        mode=mode,
+        mask_rate=mask_rate,
+        device=device,
+    ).data
 
 
 def decode(data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto") -> Image.Image:
