@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import av
 import click.testing
 import numpy as np
 import pytest
@@ -25,6 +26,11 @@ def folder(photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "holiday").mkdir()
     for name in ("photo.png", "holiday/beach.png"):
         Image.fromarray(photo).save(tmp_path / name)
+    with av.open(tmp_path / "clip.mp4", "w") as clip:
+        stream = clip.add_stream("mpeg4", 8, width=80, height=96, pix_fmt="yuv420p")
+        for _ in range(4):
+            clip.mux(stream.encode(av.VideoFrame.from_ndarray(photo, format="rgb24")))
+        clip.mux(stream.encode())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
