@@ -44,7 +44,7 @@ def measure(pictures: list[Image.Image], quality: float, mask_rate: float, meter
         data = nic.encode(np.asarray(picture), quality=quality, effort=1, mask_rate=mask_rate)
         decoded = nic.decode(data)
         rows.append({"bpp": 8 * len(data) / (picture.width * picture.height)} | meter.measure(picture, decoded))
-    means = {name: round(fmean(row[name] for row in rows), 5) for name in ("bpp", "psnr", "lpips")}
+    means = {name: round(fmean(row[name] for row in rows), 5) for name in rows[0]}
     return {
         "mask_rate": mask_rate,
         "quality": quality,

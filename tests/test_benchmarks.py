@@ -19,6 +19,7 @@ for package in ("bjontegaard", "lpips", "matplotlib", "pytorch_msssim"):
 
 from nic import codec  # noqa: E402
 from nic.bench import curves, measure, suite  # noqa: E402
+from nic.bench.metrics import Meter  # noqa: E402
 from nic.bitstream.container import unpack  # noqa: E402
 from nic.models import store  # noqa: E402
 from nic.models.codec import class_sigma  # noqa: E402
@@ -95,6 +96,20 @@ def test_lost_indices_are_filled_from_the_nearest() -> None:
         kept = script["keep"](np.random.default_rng(0), (32, 48), rate, size)
         assert kept.shape == (32, 48) and 1 - kept.mean() == pytest.approx(rate, abs=0.03)
         assert (kept.reshape(32 // size, size, 48 // size, size).std(axis=(1, 3)) == 0).all()
+
+
+def test_the_search_pays() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "effort.py"))
+    pictures = [Picture(skimage.data.chelsea()[:192, :256])]
+    curves = [[script["measure"](pictures, effort, level) for level in script["LEVELS"]] for effort in (1, 3)]
+    assert script["bd_rate"](*curves) < -1
+
+
+def test_masks_cost_and_save() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "masks.py"))
+    photo = Image.fromarray(skimage.data.chelsea()[:192, :256])
+    some, many = (script["measure"]([photo], 50, rate, Meter(["psnr"])) for rate in (0.3, 0.9))
+    assert many["bpp"] < some["bpp"] and many["psnr"] < some["psnr"] and many["pictures"] == 1
 
 
 def test_committed_kodak_results_are_those_of_the_shipped_weights() -> None:
