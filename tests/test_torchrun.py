@@ -101,7 +101,7 @@ def program(data: Path, folder: Path) -> None:
     torch.rand_like = lambda x: torch.full_like(x, 0.5)
     minutes = 1e6  # so that the clock hardly moves, until it is over
     time.monotonic = lambda: monotonic() + (120 * minutes if len(losses) == STEPS else 0)
-    options = read_toml(CONFIGS / "tiny.toml")[1]
+    options = read_toml(CONFIGS / "tiny.toml", ImageConfig)[1]
     options = type(options)(**vars(options) | {"batch": BATCH // world, "crop": 128, "warmup_steps": 2})
     train(SMALL, options, [data], folder, minutes, workers=1)
     (folder / f"{rank}.json").write_text(json.dumps([losses, norms]))
