@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from nic.bitstream.container import SIGNATURE, Contents, noted, pack_chunk, read_head, scan
+from nic.bitstream.container import SIGNATURE, Contents, collect, noted, pack_chunk, read_head, scan
 from nic.bitstream.fields import Field, Reader, pack_fields, pack_varint, unpack_fields
 from nic.bitstream.header import Header, Kind, pack_header
 from nic.bitstream.limits import MAX_CHUNKS, MAX_FRAMES, MAX_GROUP, MAX_GROUP_PIXELS
@@ -117,17 +117,8 @@ def salvage_clip(data: bytes) -> ClipFile:
     if clip_chunk is None or clip_chunk.tag != "CLIP":
         raise BadFile("the second chunk of a video is not CLIP")
     clip = unpack_clip(header, clip_chunk.payload)
-    contents, problems, truncated = Contents("GRUP", "group", clip.groups, BLOCKS), list[str](), True
-    for found in stream:
-        if isinstance(found, BadFile):
-            problems.append(str(found).rpartition(": ")[2])
-        elif found.tag == "HEAD" and found.payload != head.payload:
-            problems.append("the HEAD of another file follows; nothing is read from there on")
-            break
-        else:
-            truncated = found.tag != "DONE"
-            with noted(problems):
-                contents.add(found)
+    contents, problems = Contents("GRUP", "group", clip.groups, BLOCKS), list[str]()
+    truncated = collect(stream, head, contents, problems)
     blocks = dict[str, bytes | None]()
     for tag in BLOCKS:
         with noted(problems):

@@ -135,17 +135,8 @@ def salvage(data: bytes) -> Salvaged:
     if isinstance(head, BadFile):
         raise head
     header = read_head(head)
-    contents, problems, truncated = picture_contents(header), list[str](), True
-    for found in stream:
-        if isinstance(found, BadFile):
-            problems.append(str(found).rpartition(": ")[2])  # without "truncated: "
-        elif found.tag == "HEAD" and found.payload != head.payload:
-            problems.append("the HEAD of another picture follows; nothing is read from there on")
-            break
-        else:
-            truncated = found.tag != "DONE"
-            with noted(problems):
-                contents.add(found)
+    contents, problems = picture_contents(header), list[str]()
+    truncated = collect(stream, head, contents, problems)
     blocks = dict[str, bytes | None]()
     for tag, name in BLOCKS.items():
         with noted(problems):
@@ -157,6 +148,22 @@ def salvage(data: bytes) -> Salvaged:
         with noted(problems):
             cells[index] = contents.part(index)
     return Salvaged(header, cells, tuple(problems), truncated, **blocks)
+
+
+def collect(stream: Iterator[Chunk | BadFile], head: Chunk, contents: "Contents", problems: list[str]) -> bool:
+    """Puts intact chunks of a `scan` into `contents` and defects into `problems`; returns whether DONE is missing."""
+    truncated = True
+    for found in stream:
+        if isinstance(found, BadFile):
+            problems.append(str(found).rpartition(": ")[2])  # without "truncated: "
+        elif found.tag == "HEAD" and found.payload != head.payload:
+            problems.append("the HEAD of another file follows; nothing is read from there on")
+            break
+        else:
+            truncated = found.tag != "DONE"
+            with noted(problems):
+                contents.add(found)
+    return truncated
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:

@@ -142,13 +142,8 @@ def _bench_videos(
     effort: int,
     weights: Path | None,
 ) -> None:
-    try:
-        from nic.bench import video
-        from nic.bench.codecs import Missing
-    except ImportError as error:
-        raise UsageError(
-            f"nic bench needs more packages ({error.name} is missing): pip install 'nic[bench]'"
-        ) from error
+    from nic.bench import video
+    from nic.bench.codecs import Missing
 
     if unknown := set(names or ()) - set(video.CODECS):
         raise UsageError(f"no video codec {', '.join(sorted(unknown))}: there are {', '.join(video.CODECS)}")

@@ -207,7 +207,7 @@ def _compress_video(
     if options.pop("mode") == "extreme" or options.pop("mask_rate"):
         raise UsageError("videos have neither an extreme mode nor a mask rate")
     clip = Source.open(source, *frames)
-    bar = tqdm(total=100, unit="%", disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+    bar = tqdm(total=100, unit="%", disable=quiet or None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
 
     def show(progress: video.Progress) -> None:
         bar.n = round(100 * progress.done, 1)

@@ -128,13 +128,14 @@ def _decompress_one(
     if resume and os.path.isfile(target):
         return Done()
     check_target(target, force)
-    data = None if source == "-" and crop is None else read(source)
+    streamed = source == "-" and crop is None and frame is None and _is_for_picture(target, suffix)
+    data = None if streamed else read(source)
     if data is not None and holds_video(data):
         if crop:
             raise UsageError("--crop is for pictures")
         return _decompress_video(source, data, target, suffix.lower(), frame, partial, device, quiet)
     if frame is not None:
-        raise UsageError("--frame is for videos in a file, and this is none")
+        raise UsageError("--frame is for videos, and this is none")
     format = output_format(suffix)
     start = time.monotonic()
     with picture_bar(source, quiet):
@@ -156,6 +157,12 @@ def _decompress_one(
     return Done(() if quiet else (f"{source} -> {target}  {width}x{height}  {speed:.2g} Mpx/s",), width * height)
 
 
+def _is_for_picture(target: str, suffix: str) -> bool:
+    from nic.media import WRITABLE
+
+    return "%" not in target and suffix.lower() not in WRITABLE
+
+
 def _decompress_video(
     source: str, data: bytes, target: str, suffix: str, frame: int | None, partial: bool, device: str, quiet: bool
 ) -> Done:
@@ -172,7 +179,7 @@ def _decompress_video(
     if "%" in target:
         count = _write_pictures(file, target, suffix, device)
     elif suffix in WRITABLE:
-        count = _write_video(file, target, suffix, device)
+        count = _write_video(file, target, suffix, device, quiet)
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
     if file.problems:
@@ -206,7 +213,7 @@ def _write_pictures(file: "ClipFile", target: str, suffix: str, device: str) -> 
     return count
 
 
-def _write_video(file: "ClipFile", target: str, suffix: str, device: str) -> int:
+def _write_video(file: "ClipFile", target: str, suffix: str, device: str, quiet: bool) -> int:
     """A video with its audio; returns how many frames it has."""
     from fractions import Fraction
 
@@ -221,7 +228,7 @@ def _write_video(file: "ClipFile", target: str, suffix: str, device: str) -> int
     with (
         replacing(target) as part,
         ClipWriter(str(part), suffix, header.width, header.height, tick, aspect) as writer,
-        tqdm(total=clip.frames, unit="frame", disable=None) as bar,
+        tqdm(total=clip.frames, unit="frame", disable=quiet or None) as bar,
     ):
         if file.audio:
             writer.add_audio(file.audio)

@@ -1,4 +1,4 @@
-"""One cell of the extreme mode between latents and bytes (bitstream/FORMAT.md §8)."""
+"""One cell of the extreme mode between latents and bytes (bitstream/FORMAT.md §7.6)."""
 
 import numpy as np
 import torch

@@ -1,9 +1,12 @@
 """Pictures for every test. The photographs come with scikit-image, so that no third party's picture is committed."""
 
+from pathlib import Path
+
 import hypothesis
 import numpy as np
 import pytest
 import skimage.data
+import skimage.io
 
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
@@ -26,3 +29,14 @@ def photo16(photo: np.ndarray) -> np.ndarray:
 def ramp() -> np.ndarray:
     """An alpha channel from transparent to opaque: [96, 80] uint8."""
     return np.linspace(0, 255, 96 * 80).reshape(96, 80).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photographs to train on: two, and a part of another for validation."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "val").mkdir()
+    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
+    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
+    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:256, :256])
+    return folder

@@ -31,16 +31,6 @@ WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    (folder / "val").mkdir()
-    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
-    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
-    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:256, :256])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of AlexNet's layers, narrow and random."""
     folder = tmp_path_factory.mktemp("perceptual")
@@ -60,14 +50,16 @@ def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(data: Path, perceptual: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def checkpoints(photographs: Path, perceptual: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Of joint training, and of the synthesis alone."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extreme, "CROPS", 5)
-        start = train_fidelity(FIDELITY, OPTIONS, [data], folder / "fidelity", 0.03)
-        joint = extreme.train(CONFIG, OPTIONS, [data], folder / "joint", 0.05, perceptual, start)
-        final = extreme.train(CONFIG, OPTIONS, [data], folder / "final", 0.05, perceptual, joint, synthesis_only=True)
+        start = train_fidelity(FIDELITY, OPTIONS, [photographs], folder / "fidelity", 0.03)
+        joint = extreme.train(CONFIG, OPTIONS, [photographs], folder / "joint", 0.05, perceptual, start)
+        final = extreme.train(
+            CONFIG, OPTIONS, [photographs], folder / "final", 0.05, perceptual, joint, synthesis_only=True
+        )
     return joint, final
 
 
@@ -82,11 +74,11 @@ def test_both_runs_train_what_they_should(checkpoints: tuple[Path, Path]) -> Non
 
 
 @pytest.fixture(scope="module")
-def weights(checkpoints: tuple[Path, Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(checkpoints: tuple[Path, Path], photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    indices.train(checkpoints[1], folder / "test.safetensors", [data], folder / "prior", 0.05, workers=1)
+    indices.train(checkpoints[1], folder / "test.safetensors", [photographs], folder / "prior", 0.05, workers=1)
     before = store.load_extreme(folder / "test.safetensors")
-    recovery.train(folder / "test.safetensors", [data], folder / "recovery", 0.03, workers=1)
+    recovery.train(folder / "test.safetensors", [photographs], folder / "recovery", 0.03, workers=1)
     after = store.load_extreme(folder / "test.safetensors")
     assert before.recovery is None and after.recovery is not None and before.id == after.id
     return folder / "test.safetensors"
@@ -103,12 +95,12 @@ def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest
     assert np.mean((decoded.astype(float) - picture.pixels) ** 2) < 6000
 
 
-def test_the_codec_starts_as_the_fidelity_codec_projected(data: Path) -> None:
+def test_the_codec_starts_as_the_fidelity_codec_projected(photographs: Path) -> None:
     """With as many latents as the fidelity codec has, and not quantized, the pictures are the same."""
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, latent=FIDELITY.latent, index_bits=3)
     donor, model = codec_of(FIDELITY), ExtremeCodec(config)
-    photos = extreme.Photos(extreme.read_photos([data], workers=1), torch.device("cpu"))
+    photos = extreme.Photos(extreme.read_photos([photographs], workers=1), torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extreme, "CROPS", 5)
         extreme.start_from_fidelity(model, donor.state_dict(), FIDELITY, photos)

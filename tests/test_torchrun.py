@@ -8,9 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-import skimage.data
-import skimage.io
 import torch
 from torch import Tensor
 
@@ -35,16 +32,6 @@ SMALL = ImageConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    (folder / "val").mkdir()
-    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
-    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
-    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:128, :128])
-    return folder
-
-
 def run(processes: int, photos: Path, folder: Path) -> tuple[Tensor, Tensor]:
     """The loss and the gradient's norm at each step, means over the processes."""
     folder.mkdir()
@@ -65,9 +52,9 @@ def run(processes: int, photos: Path, folder: Path) -> tuple[Tensor, Tensor]:
     return losses.mean(dim=0), norms[0]
 
 
-def test_two_processes_learn_what_one_learns_from_the_same_batches(photos: Path, tmp_path: Path) -> None:
-    one_losses, one_norms = run(1, photos, tmp_path / "one")
-    two_losses, two_norms = run(2, photos, tmp_path / "two")
+def test_two_processes_learn_what_one_learns_from_the_same_batches(photographs: Path, tmp_path: Path) -> None:
+    one_losses, one_norms = run(1, photographs, tmp_path / "one")
+    two_losses, two_norms = run(2, photographs, tmp_path / "two")
     assert len(one_losses) == len(two_losses) == STEPS and one_losses[-1] < one_losses[0]
     assert torch.allclose(one_losses[:2], two_losses[:2], rtol=1e-5)
     assert torch.allclose(one_norms[:2], two_norms[:2], rtol=1e-4)

@@ -50,16 +50,6 @@ seed = 1
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    (folder / "val").mkdir()
-    skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
-    skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
-    skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:256, :256])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "test.toml"
     path.write_text(CONFIG)
@@ -72,8 +62,10 @@ def configs(config: Path) -> tuple[ImageConfig, TrainConfig]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(configs: tuple[ImageConfig, TrainConfig], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(*configs, [data], tmp_path_factory.mktemp("run"), minutes=0.1)
+def checkpoint(
+    configs: tuple[ImageConfig, TrainConfig], photographs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return train(*configs, [photographs], tmp_path_factory.mktemp("run"), minutes=0.1)
 
 
 def log_of(checkpoint: Path) -> list[dict]:
@@ -89,22 +81,22 @@ def test_training_logs_validates_and_checkpoints(checkpoint: Path) -> None:
 
 
 def test_a_finished_run_is_resumed_where_it_ended(
-    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], data: Path
+    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], photographs: Path
 ) -> None:
     before = torch.load(checkpoint, weights_only=True)
-    train(*configs, [data], checkpoint.parent, minutes=0.15)
+    train(*configs, [photographs], checkpoint.parent, minutes=0.15)
     after = torch.load(checkpoint, weights_only=True)
     assert after["step"] > before["step"] and after["seconds"] >= 9
     assert not torch.equal(after["average"]["synthesis.patch.weight"], before["average"]["synthesis.patch.weight"])
 
 
 @pytest.fixture(scope="module")
-def weights(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "test.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codebook, "CODEWORDS_MAX", 32)
         patch.setattr(codebook, "SAMPLES_MIN", 500)
-        report = list(codebook.fit_weights(checkpoint, path, [data], crops=3, device="cpu", workers=1, note=""))
+        report = list(codebook.fit_weights(checkpoint, path, [photographs], crops=3, device="cpu", workers=1, note=""))
     assert len(report) == 66
     return path
 
@@ -136,7 +128,7 @@ def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageC
 
 
 def test_a_run_starts_from_one_with_fewer_latents_and_blocks_and_other_rates(
-    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], data: Path, tmp_path: Path
+    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], photographs: Path, tmp_path: Path
 ) -> None:
     """Widened, a codec decodes to the same picture: at the same lambda, also where that is another quality."""
     old = configs[0]
@@ -151,7 +143,7 @@ def test_a_run_starts_from_one_with_fewer_latents_and_blocks_and_other_rates(
     with torch.no_grad():
         before, after = narrow(images, torch.tensor([27.0])), wide(images, torch.tensor([18.0]))
     assert torch.allclose(before["images"], after["images"], atol=1e-4)
-    longer = train(new, configs[1], [data], tmp_path, minutes=0.05, start_from=checkpoint)
+    longer = train(new, configs[1], [photographs], tmp_path, minutes=0.05, start_from=checkpoint)
     assert torch.load(longer, weights_only=True)["average"]["analysis.latent.weight"].shape == (48, 32, 1, 1)
 
 
@@ -173,8 +165,8 @@ def test_a_run_starts_from_a_weight_file(
         assert (trained.quality(quality) - integer.quality(quality)).abs().max() <= 0.5
 
 
-def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: Path) -> None:
-    nic = [sys.executable, "-P", "-m", "nic", "train", "image", "--data", str(data), "--minutes", "0.1"]
+def test_torchrun_trains_with_two_processes(config: Path, photographs: Path, tmp_path: Path) -> None:
+    nic = [sys.executable, "-P", "-m", "nic", "train", "image", "--data", str(photographs), "--minutes", "0.1"]
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *nic]
     options = ["-o", str(tmp_path / "run"), "--config", str(config), "--workers", "1"]
     done = subprocess.run(
@@ -184,8 +176,8 @@ def test_torchrun_trains_with_two_processes(config: Path, data: Path, tmp_path: 
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] > 0
 
 
-def test_crops_are_photographs(data: Path) -> None:
-    photos = Photos(read_photos([data], workers=1), torch.device("cpu"))
+def test_crops_are_photographs(photographs: Path) -> None:
+    photos = Photos(read_photos([photographs], workers=1), torch.device("cpu"))
     crops = photos.crops(4, 128)
     assert crops.shape == (4, 3, 128, 128) and crops.is_contiguous(memory_format=torch.channels_last)
     assert 0 <= crops.min() and crops.max() <= 1 and crops.std() > 0.05

@@ -147,6 +147,17 @@ def test_info_and_verify(groups: bytes, tmp_path: Path) -> None:
     assert nic("verify", path).stdout == f"{path}: OK\n"
 
 
+def test_a_video_from_stdin(groups: bytes, tmp_path: Path) -> None:
+    (tmp_path / "clip.nic").write_bytes(groups)
+    assert nic("decompress", tmp_path / "clip.nic", tmp_path / "a.mkv").exit_code == 0
+    runner = click.testing.CliRunner()
+    for name, code in (("b.mkv", 0), ("b.png", 2)):
+        assert runner.invoke(cli, ["decompress", "-", str(tmp_path / name)], input=groups).exit_code == code
+    pairs = zip(frames_of(tmp_path / "a.mkv"), frames_of(tmp_path / "b.mkv"), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_part_of_a_video_without_audio(clip: Path, tmp_path: Path) -> None:
     assert nic("compress", clip, tmp_path / "clip.nic", "-e", 1, "--frames", "2:5", "--no-audio").exit_code == 0
     file = video.read((tmp_path / "clip.nic").read_bytes())

@@ -20,6 +20,7 @@ from nic.models.extreme import BITS_MIN, ExtremeCodec, book_quality, books_of, n
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
 from nic.models.training.perceptual import Lpips
+from nic.models.training.soap import Soap, matrices
 from nic.models.training.start import read_start
 from nic.models.transforms import Analysis, Synthesis
 
@@ -60,7 +61,7 @@ def train(
 
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
     resumed = (run / "last.pt").exists()
-    groups: list[dict[str, Any]] = [{"params": list(model.synthesis.parameters())}]
+    learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
     if synthesis_only:
         model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
         model.analysis.requires_grad_(False)
@@ -68,8 +69,7 @@ def train(
         if not resumed:
             fit_codebooks(model, photos)
     else:
-        groups.append({"params": list(model.codebook.parameters())})
-        groups.append({"params": list(model.analysis.parameters()), "factor": SLOW})
+        learning += [(model.codebook, 1.0), (model.analysis, SLOW)]
         if not resumed:
             start_from_fidelity(model, *read_start(start_from), photos)
     books = books_of(config)
@@ -79,14 +79,27 @@ def train(
         return model.loss(photos.crops(options.batch, options.crop), book, lpips)
 
     log = Log(run / "log.jsonl", processes.rank)
-    optimizer = torch.optim.Adam(groups, options.learning_rate, fused=True)
-    checkpoint = fit(model, [optimizer], loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
+    optimizers = optimizers_of(learning, options)
+    checkpoint = fit(model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
     if processes.rank == 0:
         for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
             log.write({"validation": row})
     log.close()
     processes.close()
     return checkpoint
+
+
+def optimizers_of(learning: list[tuple[nn.Module, float]], options: TrainConfig) -> list[torch.optim.Optimizer]:
+    """SOAP for the 1x1 convolutions of modules, Adam for the rest, each with its factor of the learning rate."""
+    inner: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for module, factor in learning:
+        dense = matrices(module)
+        rest = [p for p in module.parameters() if all(p is not matrix for matrix in dense)]
+        inner += [{"params": dense, "factor": factor}] if dense else []
+        others.append({"params": rest, "factor": factor})
+    rate = options.learning_rate
+    return [Soap(inner, rate, options.renew), torch.optim.Adam(others, rate, fused=True)]
 
 
 @torch.no_grad()

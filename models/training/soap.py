@@ -4,6 +4,8 @@ Nearly all weights of the codecs are 1x1 convolutions, that is matrices of at mo
 eigenbases cost little. Measured in docs/training-log.md: half of Adam's steps to the same loss.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class Soap(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter], learning_rate: float, renew: int = 10, decay: float = 0.95
+        self, parameters: list[nn.Parameter] | list[dict[str, Any]], learning_rate: float, renew: int = 10, decay: float = 0.95
     ) -> None:
         """A basis is renewed every ``renew`` steps; ``decay`` is that of all running averages."""
         super().__init__(parameters, {"lr": learning_rate, "renew": renew, "decay": decay})
