@@ -66,9 +66,6 @@ def test_intact_cells_are_exact_and_the_lost_one_is_plausible(
     assert not changed.any()
     lost = result.picture.pixels[top : top + CELL, left : left + CELL].astype(float)
     original = pixels[top : top + CELL, left : left + CELL].astype(float)
-    print(
-        cell, np.square(lost - original).mean(), original.var(), np.abs(lost.mean((0, 1)) - original.mean((0, 1))).max()
-    )
     assert np.square(lost - original).mean() < 1.3 * original.var()  # about as good as their mean
 
 
