@@ -26,7 +26,11 @@ class Soap(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter] | list[dict[str, Any]], learning_rate: float, renew: int = 10, decay: float = 0.95
+        self,
+        parameters: list[nn.Parameter] | list[dict[str, Any]],
+        learning_rate: float,
+        renew: int = 10,
+        decay: float = 0.95,
     ) -> None:
         """A basis is renewed every ``renew`` steps; ``decay`` is that of all running averages."""
         super().__init__(parameters, {"lr": learning_rate, "renew": renew, "decay": decay})
