@@ -45,6 +45,20 @@ batch_option = click.option(
     "--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's."
 )
 rate_option = click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the config's.")
+perceptual_option = click.option(
+    "--perceptual",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with LPIPS's weights: alexnet*.pth of torchvision, lpips/alex.pth.",
+)
+adversary_option = click.option(
+    "--adversary",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="WEIGHT",
+    help="Weight of the loss to a discriminator that learns at the same time; by default there is none.",
+)
+note_option = click.option("--note", default="", help="A line for the model card: what the model was trained on.")
 
 
 @train.command(short_help="Train the image codec.")
@@ -167,15 +181,11 @@ def video(
     required=True,
     help="Checkpoint (.pt) or weight file (.safetensors) of the fidelity mode, or checkpoint of this command.",
 )
-@click.option(
-    "--perceptual",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder with LPIPS's weights: alexnet*.pth of torchvision, lpips/alex.pth.",
-)
+@perceptual_option
 @click.option(
     "--synthesis-only", is_flag=True, help="Fit the codebooks to START-FROM's latents; only synthesis learns."
 )
+@adversary_option
 @device_option
 @precision_option
 @workers_option
@@ -189,6 +199,7 @@ def extreme(
     start_from: Path,
     perceptual: Path,
     synthesis_only: bool,
+    adversary: float,
     device: str,
     bfloat16: bool | None,
     workers: int,
@@ -205,7 +216,9 @@ def extreme(
     model, options = read_config(config, configs.ExtremeConfig, batch, learning_rate)
     data = [Path(source) for source in sources]
     half = device == "cuda" if bfloat16 is None else bfloat16
-    run_training(model, options, data, run, minutes, perceptual, start_from, device, workers, synthesis_only, half)
+    run_training(
+        model, options, data, run, minutes, perceptual, start_from, device, workers, synthesis_only, half, adversary
+    )
 
 
 @train.command(short_help="Train the prior of the extreme mode's indices and write the weight file.")
@@ -216,7 +229,7 @@ def extreme(
 @run_option
 @device_option
 @workers_option
-@click.option("--note", default="", help="A line for the model card: what the model was trained on.")
+@note_option
 def indices(
     checkpoint: Path,
     output: Path,
@@ -252,6 +265,61 @@ def recovery(weights: Path, sources: tuple[str, ...], minutes: float, run: Path,
     from nic.models.training.recovery import train as run_training
 
     run_training(weights, [Path(source) for source in sources], run, minutes, device, workers)
+
+
+@train.command(short_help="Train the refiner and write its weight file.")
+@click.argument("output", type=click.Path(path_type=Path))
+@data_option
+@minutes_option
+@run_option
+@click.option("--config", default="refiner", show_default=True, help="A name in models/configs, or a TOML file.")
+@click.option("--fidelity", default="fidelity", show_default=True, help="Installed model, or weight file.")
+@click.option("--extreme", default="extreme", show_default=True, help="Installed model, or weight file.")
+@click.option(
+    "--start-from",
+    type=click.Path(exists=True, path_type=Path),
+    help="Checkpoint (.pt) of an earlier run to go on from.",
+)
+@perceptual_option
+@adversary_option
+@device_option
+@precision_option
+@workers_option
+@batch_option
+@rate_option
+@note_option
+def refine(
+    output: Path,
+    sources: tuple[str, ...],
+    minutes: float,
+    run: Path,
+    config: str,
+    fidelity: str,
+    extreme: str,
+    start_from: Path | None,
+    perceptual: Path,
+    adversary: float,
+    device: str,
+    bfloat16: bool | None,
+    workers: int,
+    batch: int | None,
+    learning_rate: float | None,
+    note: str,
+) -> None:
+    """Train the refiner of a config for some minutes, on what both modes' models make of pictures; write OUTPUT."""
+    from nic.models import config as configs
+    from nic.models import store
+    from nic.models.training.refine import train as run_training
+
+    model, options = read_config(config, configs.RefinerConfig, batch, learning_rate)
+    codecs = (Path(name) if Path(name).suffix else Path(store.find(name)["path"]) for name in (fidelity, extreme))
+    data = [Path(source) for source in sources]
+    half = device == "cuda" if bfloat16 is None else bfloat16
+    checkpoint = run_training(
+        model, options, data, run, minutes, perceptual, tuple(codecs), device, workers, start_from, half, adversary
+    )
+    identity = store.save_refiner(checkpoint, output, {"trained on": note})
+    click.echo(f"wrote {output}, model id {identity.hex()}")
 
 
 def read_config(name: str, sizes: type[Any], batch: int | None, learning_rate: float | None) -> tuple[Any, Any]:

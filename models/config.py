@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["CONFIGS", "ExtremeConfig", "ImageConfig", "TrainConfig", "TransformConfig", "read_toml"]
+__all__ = ["CONFIGS", "ExtremeConfig", "ImageConfig", "RefinerConfig", "TrainConfig", "TransformConfig", "read_toml"]
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -56,6 +56,17 @@ class ExtremeConfig(TransformConfig):
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """Sizes of the refiner, channel counts unless said otherwise, and the weight of its loss."""
+
+    trunk: int  # at 1/8 resolution
+    trunk_blocks: int  # residual blocks there, before and again after the coarser ones
+    deep: int  # at 1/16 resolution
+    deep_blocks: int  # residual blocks there
+    mse: float  # weight of the mean squared error (pixels in [0, 1]); LPIPS has weight 1
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How to train it; every field can be overridden on the command line."""
 
@@ -69,7 +80,7 @@ class TrainConfig:
     renew: int = 10  # steps between renewals of SOAP's eigenbases
 
 
-Sizes = TypeVar("Sizes", ImageConfig, ExtremeConfig)
+Sizes = TypeVar("Sizes", ImageConfig, ExtremeConfig, RefinerConfig)
 
 
 def read_toml(path: Path, sizes: type[Sizes]) -> tuple[Sizes, TrainConfig]:

@@ -8,16 +8,22 @@ Compression using Fine-tuned VQGANs", arXiv 2307.08265; here the clusters are th
 codebook of 2^b codewords is indexed by the first b bits.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from nic.models.config import ExtremeConfig
 from nic.models.transforms import QUALITY_INDICES, Analysis, Synthesis
 
+if TYPE_CHECKING:
+    from nic.models.training.adversary import Adversary
+    from nic.models.training.perceptual import Lpips
+
 __all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "book_quality", "books_of", "nearest"]
 
 BITS_MIN = 3  # the smallest codebook has 8 codewords
-GRID = 16  # pixels between latents, and between the coarsest features of LPIPS
+GRID = 16  # pixels between latents
 USE_DECAY = 0.99  # of the running counts of how often codewords are used
 CODEBOOK_WEIGHT = 1.0  # of the squared distance from codewords to latents
 
@@ -86,12 +92,13 @@ class ExtremeCodec(nn.Module):
         self.synthesis = Synthesis(config)
 
     def forward(self, images: Tensor, book: Tensor) -> dict[str, Tensor]:
-        """images [B, 3, H, W] in [0, 1], book [B] int -> images, and squared distances to codewords [B]."""
+        """images [B, 3, H, W] in [0, 1], book [B] int -> images, codewords, and squared distances to these [B]."""
         quality = book_quality(book, self.config)
         latents = self.analysis(images, quality)
         with torch.autocast(images.device.type, enabled=False):
             quantized, commitment, codebook = self.quantize(latents.float(), book)
-        return {"images": self.synthesis(quantized, quality), "commitment": commitment, "codebook": codebook}
+        images = self.synthesis(quantized, quality)
+        return {"images": images, "codewords": quantized, "commitment": commitment, "codebook": codebook}
 
     def quantize(self, latents: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [B, D, h, w] -> codewords, straight-through, and both halves of the distance, each [B]."""
@@ -109,15 +116,17 @@ class ExtremeCodec(nn.Module):
         codebook = (latents.detach() - chosen).square().mean(dim=(1, 2, 3))
         return latents + (chosen - latents).detach(), commitment, codebook
 
-    def loss(self, images: Tensor, book: Tensor, perceptual: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """MSE + LPIPS + distances to codewords; ``perceptual`` gives LPIPS [B] of two batches of images in [0, 1].
-
-        It sees the images shifted at random: always at one place, the grid of its strides shows in the pictures.
-        """
+    def loss(
+        self, images: Tensor, book: Tensor, perceptual: "Lpips", adversary: "Adversary | None" = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """MSE + LPIPS + distances to codewords, and the adversary's loss, some of whose gradients are its own."""
         out = self(images, book)
         mse = (out["images"].float() - images).square().mean(dim=(1, 2, 3))
-        row, column = torch.randint(GRID, (2,)).tolist()
-        lpips = perceptual(out["images"][..., row:, column:], images[..., row:, column:]).float()
+        lpips = perceptual.loss(out["images"].float(), images)
         distances = self.config.commitment * out["commitment"] + CODEBOOK_WEIGHT * out["codebook"]
         loss = (self.config.mse * mse + lpips + distances).mean()
-        return loss, {"mse": mse, "lpips": lpips, "distance": out["commitment"]}
+        parts = {"mse": mse, "lpips": lpips, "distance": out["commitment"]}
+        if adversary:
+            contest, its_parts = adversary.loss(out["images"], images, out["codewords"])
+            loss, parts = loss + contest, parts | its_parts
+        return loss, parts

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nic.models.codec import ImageCodec
-    from nic.models.config import ExtremeConfig, ImageConfig
+    from nic.models.config import ExtremeConfig, ImageConfig, RefinerConfig
     from nic.models.extreme import ExtremeCodec
     from nic.models.indices import IndexPrior
     from nic.models.prior import Prior
     from nic.models.recovery import Recovery
+    from nic.models.refiner import Refiner
     from nic.models.transforms import Analysis, HyperAnalysis, Synthesis
     from nic.models.vq import Codebooks
 
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT",
     "EXTREME",
     "FIDELITY",
+    "REFINER",
     "VIDEO",
     "AnyModel",
     "ExtremeModel",
@@ -43,16 +45,19 @@ __all__ = [
     "find",
     "load",
     "load_extreme",
+    "load_refiner",
     "model_id",
     "read_codebooks",
     "save",
     "save_extreme",
+    "save_refiner",
 ]
 
 WEIGHTS = Path(__file__).parent / "weights"
 FIDELITY, EXTREME = "fidelity", "extreme"  # modes, and the names of the models that nic itself uses for them
 DEFAULT = FIDELITY
 SYMBOLS = ("prior.", "codebooks.")  # prefixes of the tensors that decide symbols
+REFINER = "refiner"  # name and mode of what --refine uses
 VIDEO = "video"  # name and mode of the model of videos: they code differences to its synthesis, so its id covers that
 
 
@@ -109,8 +114,11 @@ AnyModel = Model | ExtremeModel
 
 
 def model_id(tensors: dict[str, np.ndarray], mode: str = DEFAULT) -> bytes:
-    """8 bytes that name the tensors that decide symbols and, of the model of videos, those of the synthesis."""
-    named = (*SYMBOLS, "synthesis.") if mode == VIDEO else SYMBOLS
+    """8 bytes that name the tensors that decide symbols, of the model of videos those of the synthesis, too.
+
+    The refiner decides no symbols: its id names all of its tensors.
+    """
+    named = {VIDEO: (*SYMBOLS, "synthesis."), REFINER: ("refiner.",)}.get(mode, SYMBOLS)
     digest = hashlib.sha256()
     for name in sorted(tensors):
         if name.startswith(named):
@@ -154,7 +162,7 @@ def save(
     """Writes the weight file of a model of fidelity mode, or of videos, and returns the model id."""
     arrays = {f"codebooks.{name}": value for name, value in codebooks.to_arrays().items()}
     parts = {"analysis": codec.analysis, "hyper_analysis": codec.hyper_analysis, "synthesis": codec.synthesis}
-    return write(mode, codec.config, parts, prior, arrays, path, card)
+    return write(mode, codec.config, parts, integers_of(prior) | arrays, path, card)
 
 
 def save_extreme(
@@ -169,28 +177,43 @@ def save_extreme(
     words = np.concatenate([book.numpy() for book in codewords])
     arrays = {"codebooks.codewords": words.astype(np.int16), "codebooks.tables": tables.astype(np.uint32)}
     parts = {"analysis": codec.analysis, "synthesis": codec.synthesis}
-    return write(EXTREME, codec.config, parts, prior, arrays, path, card)
+    return write(EXTREME, codec.config, parts, integers_of(prior) | arrays, path, card)
+
+
+def save_refiner(checkpoint: Path, path: Path, card: dict[str, Any]) -> bytes:
+    """Writes the weight file of the refiner in a training checkpoint and returns the model id."""
+    import torch
+
+    from nic.models.config import RefinerConfig
+    from nic.models.refiner import Refiner
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    refiner = Refiner(RefinerConfig(**state["config"]))
+    refiner.load_state_dict(state["average"])
+    return write(REFINER, refiner.config, {"refiner": refiner}, {}, path, card)
+
+
+def integers_of(prior: "nn.Module") -> dict[str, np.ndarray]:
+    """The tensors of an integer prior."""
+    return {f"prior.{name}": smallest_integers(value.cpu().numpy()) for name, value in prior.state_dict().items()}
 
 
 def write(
     mode: str,
-    config: "ImageConfig | ExtremeConfig",
-    transforms: "dict[str, nn.Module]",
-    prior: "nn.Module",
-    codebooks: dict[str, np.ndarray],
+    config: "ImageConfig | ExtremeConfig | RefinerConfig",
+    networks: "dict[str, nn.Module]",
+    integers: dict[str, np.ndarray],
     path: Path,
     card: dict[str, Any],
 ) -> bytes:
-    """Writes a weight file, transforms in float16, the rest in integers."""
+    """Writes a weight file, networks in float16."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
-    for part, module in transforms.items():
+    for part, module in networks.items():
         for name, value in module.state_dict().items():
             tensors[f"{part}.{name}"] = value.cpu().half().numpy()
-    for name, value in prior.state_dict().items():
-        tensors[f"prior.{name}"] = smallest_integers(value.cpu().numpy())
-    tensors |= codebooks
+    tensors |= integers
     identity = model_id(tensors, mode)
     metadata = {"mode": mode, "id": identity.hex(), "config": json.dumps(asdict(config)), "card": json.dumps(card)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,19 +254,43 @@ def load_extreme(path: Path, device: str = "cpu") -> ExtremeModel:
     return model
 
 
-def load_file_of(path: str | Path, device: str) -> AnyModel:
-    """Loads the model in a weight file; raises UnknownModel for a damaged one."""
-    from safetensors.numpy import load_file
+def load_refiner(path: Path | None = None, device: str = "cpu") -> "Refiner":
+    """Loads the installed refiner, or that of a weight file; raises UnknownModel."""
+    import torch
 
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    if model_id(tensors, metadata["mode"]).hex() != metadata["id"]:
-        raise UnknownModel(f"{path} is damaged: its tensors do not match its id; reinstall nic")
+    from nic.models.config import RefinerConfig
+    from nic.models.refiner import Refiner
+
+    metadata, tensors = read_weights(path or find(REFINER)["path"])
+    if metadata["mode"] != REFINER:
+        raise UnknownModel(f"{path} is no refiner")
+    with torch.random.fork_rng(devices=[]):
+        refiner = Refiner(RefinerConfig(**json.loads(metadata["config"])))
+    fill({"refiner": refiner}, tensors, device)
+    return refiner
+
+
+def load_file_of(path: str | Path, device: str) -> AnyModel:
+    """Loads the codec in a weight file; raises UnknownModel for a damaged one, and for the refiner."""
+    metadata, tensors = read_weights(path)
     identity, sizes = bytes.fromhex(metadata["id"]), json.loads(metadata["config"])
+    if metadata["mode"] == REFINER:
+        raise UnknownModel(f"model {metadata['id']} refines pictures and codes none")
     if metadata["mode"] == EXTREME:
         return build_extreme(identity, sizes, tensors, device)
     return build_fidelity(identity, sizes, tensors, device)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The metadata and tensors of a weight file; raises UnknownModel if they do not match its id."""
+    from safetensors.numpy import load_file
+
+    with safe_open(path, framework="numpy") as file:
+        metadata: dict[str, str] = file.metadata()
+    tensors = load_file(path)
+    if model_id(tensors, metadata["mode"]).hex() != metadata["id"]:
+        raise UnknownModel(f"{path} is damaged: its tensors do not match its id; reinstall nic")
+    return metadata, tensors
 
 
 def build_fidelity(identity: bytes, sizes: dict[str, Any], tensors: dict[str, np.ndarray], device: str) -> Model:

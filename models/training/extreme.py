@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, book_quality, books_of, nearest
+from nic.models.training.adversary import Adversary
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
 from nic.models.training.perceptual import Lpips
@@ -44,12 +45,14 @@ def train(
     workers: int = 2,
     synthesis_only: bool = False,
     bfloat16: bool = False,
+    adversary_weight: float = 0.0,
 ) -> Path:
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
 
     perceptual: the folder of LPIPS's weights. start_from: checkpoint or weight file of a fidelity codec with trunks of
     the same width and no more blocks; with synthesis_only, the checkpoint of such a run: its analysis stays as it is,
-    and codebooks are fitted to its latents once. bfloat16: the precision of the convolutions.
+    and codebooks are fitted to its latents once. bfloat16: the precision of the convolutions. adversary_weight: of the
+    adversarial loss; with 0 there is none.
     """
     processes = Processes(device)
     where = processes.device
@@ -73,14 +76,18 @@ def train(
         if not resumed:
             start_from_fidelity(model, *read_start(start_from), photos)
     books = books_of(config)
+    adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
+    learning += [(adversary, SLOW)] if adversary else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         book = (books * torch.rand(options.batch, device=where).sqrt()).long()  # large ones are chosen more often
-        return model.loss(photos.crops(options.batch, options.crop), book, lpips)
+        return model.loss(photos.crops(options.batch, options.crop), book, lpips, adversary)
 
     log = Log(run / "log.jsonl", processes.rank)
     optimizers = optimizers_of(learning, options)
-    checkpoint = fit(model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
+    checkpoint = fit(
+        model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
+    )
     if processes.rank == 0:
         for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
             log.write({"validation": row})

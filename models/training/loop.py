@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nic.models.config import TrainConfig, TransformConfig
+from nic.models.config import RefinerConfig, TrainConfig, TransformConfig
 
 __all__ = ["Log", "Processes", "fit"]
 
@@ -93,28 +93,32 @@ def fit(
     optimizers: list[torch.optim.Optimizer],
     loss_of: Loss,
     seed_data: Callable[[int], None],
-    config: TransformConfig,
+    config: TransformConfig | RefinerConfig,
     options: TrainConfig,
     run: Path,
     minutes: float,
     processes: Processes,
     log: "Log",
     bfloat16: bool = False,
+    adversary: nn.Module | None = None,
 ) -> Path:
     """Trains ``model`` for ``minutes`` of wall-clock; in the end it has its averaged weights. Returns the checkpoint.
 
     The learning rate of the options follows the schedule; a parameter group of an optimizer takes ``factor`` times it.
 
     ``run`` gets config.json and last.pt; an unfinished run found there is resumed. seed_data: starts another sequence
-    of batches. bfloat16: the precision of convolutions.
+    of batches. bfloat16: the precision of convolutions. adversary: learns too, is saved, but neither averaged nor kept.
     """
     device = processes.device
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learning = nn.ModuleList([model, adversary] if adversary else [model])
+    parameters = [parameter for parameter in learning.parameters() if parameter.requires_grad]
     average, step, spent = Average(model, options.ema), 0, 0.0
     checkpoint = run / "last.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
+        if adversary:
+            adversary.load_state_dict(state["adversary"])
         for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
         average.values, step, spent = state["average"], state["step"], state["seconds"]
@@ -144,7 +148,7 @@ def fit(
         step += 1
         log.add(step, {"loss": loss, **parts, "norm": norm}, options.batch * processes.world, schedule)
         if processes.rank == 0 and (schedule.done or time.monotonic() - saved > 120):
-            save(checkpoint, model, optimizers, average, step, schedule.spent, config)
+            save(checkpoint, model, adversary, optimizers, average, step, schedule.spent, config)
             saved = time.monotonic()
     model.load_state_dict(average.values)
     return checkpoint
@@ -153,14 +157,17 @@ def fit(
 def save(
     path: Path,
     model: nn.Module,
+    adversary: nn.Module | None,
     optimizers: list[torch.optim.Optimizer],
     average: Average,
     step: int,
     seconds: float,
-    config: TransformConfig,
+    config: TransformConfig | RefinerConfig,
 ) -> None:
     partial = path.with_suffix(".partial")
     state: dict[str, Any] = {"model": model.state_dict(), "average": average.values}
+    if adversary:
+        state["adversary"] = adversary.state_dict()
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     torch.save(state | {"step": step, "seconds": seconds, "config": dataclasses.asdict(config)}, partial)
     partial.replace(path)

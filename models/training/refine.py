@@ -1,0 +1,178 @@
+"""``nic train refine``: the refiner, on pairs that the codecs make of photographs at random qualities."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nic.models import store
+from nic.models.codec import ImageCodec
+from nic.models.config import RefinerConfig, TrainConfig
+from nic.models.extreme import GRID, book_quality, nearest
+from nic.models.prior import UNIT
+from nic.models.refiner import NOISE, Refiner, euler
+from nic.models.training.adversary import Adversary
+from nic.models.training.data import Photos, read_photos
+from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.perceptual import Lpips
+from nic.models.training.soap import Soap, matrices
+from nic.models.training.start import read_start
+from nic.models.transforms import QUALITY_INDICES
+
+__all__ = ["Coder", "evaluate", "train"]
+
+AT_START = 1 / 3  # of the crops are at time 0, the others at any
+LOW = 1.5  # power of a uniform number that qualities follow: low ones lose most
+EXTREME_SHARE = 1 / 4  # of the crops
+ADVERSARY_RATE = 0.2  # learning rate, relative to the refiner's
+
+
+class Coder:
+    """What the decoders of both modes give for pictures, without making files."""
+
+    def __init__(self, fidelity: Path, extreme: Path, device: torch.device) -> None:
+        """Weight files of the two modes."""
+        state, config = read_start(fidelity)
+        self.fidelity = ImageCodec(config)
+        self.fidelity.load_state_dict(state)
+        self.fidelity.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.fidelity.codebooks = store.read_codebooks(fidelity).to(device)
+        self.extreme = store.load_extreme(extreme, device.type)
+
+    @torch.no_grad()
+    def decoded(self, images: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
+        """images [B, 3, H, W] in [0, 1], quality [B] in [0, 63], extreme [B] bool -> decoded images, to 8 bits."""
+        result = torch.empty_like(images)
+        with torch.autocast(images.device.type, enabled=False):
+            if not extreme.all():
+                result[~extreme] = self.fidelity(images[~extreme], quality[~extreme])["images"]
+            for row in extreme.nonzero()[:, 0].tolist():
+                result[row] = self.decoded_extreme(images[row][None], quality[row][None])[0]
+        return torch.round(result.clamp(0, 1) * 255) / 255
+
+    def decoded_extreme(self, image: Tensor, quality: Tensor) -> Tensor:
+        model = self.extreme
+        latents = model.analysis(image, quality)
+        book = round(quality.item() * (len(model.codewords) - 1) / (QUALITY_INDICES - 1))
+        vectors = latents.movedim(1, -1)
+        indices = nearest(vectors.reshape(-1, vectors.shape[-1]) * UNIT, model.codewords[book])
+        latents = (model.codewords[book][indices] / UNIT).view(vectors.shape).movedim(-1, 1)
+        return model.synthesis(latents, quality)
+
+    def qualities(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Random qualities [count] of random modes."""
+        quality = torch.rand(count, device=device) ** LOW * (QUALITY_INDICES - 1)
+        extreme = torch.rand(count, device=device) < EXTREME_SHARE
+        book = torch.randint(len(self.extreme.codewords), (count,), device=device)
+        return torch.where(extreme, book_quality(book, self.extreme.config), quality), extreme
+
+
+def train(
+    config: RefinerConfig,
+    options: TrainConfig,
+    data: list[Path],
+    run: Path,
+    minutes: float,
+    perceptual: Path,
+    codecs: tuple[Path, Path],
+    device: str = "cpu",
+    workers: int = 2,
+    start_from: Path | None = None,
+    bfloat16: bool = False,
+    adversary_weight: float = 0.0,
+) -> Path:
+    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
+
+    perceptual: the folder of LPIPS's weights. codecs: weight files of the fidelity and of the extreme mode.
+    start_from: a checkpoint of an earlier run. bfloat16: the precision of the convolutions.
+    adversary_weight: of the adversarial loss; with 0 there is none.
+    """
+    processes = Processes(device)
+    where = processes.device
+    torch.manual_seed(options.seed)
+    run.mkdir(parents=True, exist_ok=True)
+    photos = Photos(read_photos(data, "train", workers), where)
+    validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
+    lpips, coder = Lpips(perceptual).to(where), Coder(*codecs, where)
+    model = Refiner(config).to(where, memory_format=torch.channels_last)
+    if start_from:
+        model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
+    adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
+
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        originals = photos.crops(options.batch, options.crop)
+        quality, extremes = coder.qualities(options.batch, where)
+        decoded = coder.decoded(originals, quality, extremes)
+        time = (torch.rand(options.batch, device=where) / (1 - AT_START) - AT_START / (1 - AT_START)).clamp(min=0)
+        start = decoded + NOISE * torch.randn_like(decoded)
+        state = torch.lerp(start, originals, time[:, None, None, None])
+        images = model(state, decoded, time, quality, extremes).float()
+        mse, distance = (images - originals).square().mean(dim=(1, 2, 3)), lpips.loss(images, originals)
+        total, parts = (config.mse * mse + distance).mean(), {"mse": mse, "lpips": distance}
+        if adversary:
+            contest, its_parts = adversary.loss(images, originals, condition(decoded, quality, extremes))
+            total, parts = total + contest, parts | its_parts
+        return total, parts
+
+    inner = matrices(model)
+    others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in inner)]
+    rest: list[dict[str, Any]] = [{"params": others}]
+    if adversary:
+        rest.append({"params": list(adversary.parameters()), "factor": ADVERSARY_RATE})
+    rate = options.learning_rate
+    optimizers = [Soap(inner, rate, options.renew), torch.optim.Adam(rest, rate, fused=True)]
+    log = Log(run / "log.jsonl", processes.rank)
+    checkpoint = fit(
+        model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
+    )
+    if processes.rank == 0:
+        for row in evaluate(model.eval(), coder, validation, lpips):
+            log.write({"validation": row})
+    log.close()
+    processes.close()
+    return checkpoint
+
+
+def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
+    """What the adversary knows [B, 5, h, w]: colours of 16x16 pixels, quality and mode."""
+    colours = F.avg_pool2d(decoded, GRID)
+    known = torch.stack([quality / (QUALITY_INDICES - 1), extreme.to(quality)], dim=1)
+    return torch.cat([colours, known[:, :, None, None].expand(-1, -1, *colours.shape[2:])], dim=1)
+
+
+@torch.no_grad()
+def refined(model: Refiner, decoded: Tensor, quality: Tensor, extreme: Tensor, steps: int) -> Tensor:
+    """Whole pictures [B, 3, H, W] after so many steps, clamped to [0, 1]."""
+    state = decoded + NOISE * torch.randn_like(decoded)
+    for step in range(steps):
+        time = torch.full((len(decoded),), step / steps, device=decoded.device)
+        state = euler(state, model(state, decoded, time, quality, extreme), step / steps, (step + 1) / steps)
+    return state.clamp(0, 1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Refiner, coder: Coder, photos: list[np.ndarray], lpips: Lpips, all_steps: tuple[int, ...] = (0, 1, 4)
+) -> list[dict[str, Any]]:
+    """Mean PSNR and LPIPS of whole photographs (cropped to multiples of 64) after some numbers of steps."""
+    device = next(model.parameters()).device
+    rows = []
+    for quality, extreme in [(4.0, False), (12.0, False), (24.0, False), (49.0, True)]:
+        values: dict[int, list[tuple[float, float]]] = {steps: [] for steps in all_steps}
+        for photo in photos:
+            height, width = (side // 64 * 64 for side in photo.shape[:2])
+            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            q, mode = torch.tensor([quality], device=device), torch.tensor([extreme], device=device)
+            decoded = coder.decoded(pixels, q, mode)
+            for steps in all_steps:
+                images = refined(model, decoded, q, mode, steps) if steps else decoded
+                psnr = -10 * math.log10((images - pixels).square().mean().item())
+                values[steps].append((psnr, lpips(images, pixels).item()))
+        for steps, pairs in values.items():
+            psnr, distance = np.mean(pairs, axis=0).tolist()
+            rows.append({"quality": quality, "extreme": extreme, "steps": steps, "psnr": psnr, "lpips": distance})
+    return rows
