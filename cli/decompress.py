@@ -3,6 +3,7 @@
 import functools
 import os
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nic.bitstream.clip import ClipFile
+    from nic.refine import Refinement
+
+    Frames = Iterator[tuple[int, np.ndarray]]
 
 __all__ = ["decompress"]
 
@@ -56,6 +60,24 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."
 )
 @click.option("--frame", type=click.IntRange(0), metavar="K", help="Of a video, only frame K, from 0, as a picture.")
+@click.option(
+    "--refine",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Add likely detail that the file does not hold, in N steps, 1 to 100; 4 is a good number.  [default: none]",
+)
+@click.option(
+    "--refine-strength",
+    "strength",
+    type=click.FloatRange(0, 1),
+    metavar="S",
+    help="How much of what --refine changes is kept, 0 to 1.  [default: 1]",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="K", help="Other detail for every K.  [default: 0]")
+@click.option(
+    "--consistent", is_flag=True, help="Keep what --refine changes to what would be coded alike, and say how well."
+)
 @click.option("--partial", is_flag=True, help="Decode what there is of a file that was cut off.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
@@ -69,6 +91,10 @@ def decompress(
     format_name: str | None,
     crop: tuple[int, int, int, int] | None,
     frame: int | None,
+    refine: int,
+    strength: float | None,
+    seed: int,
+    consistent: bool,
     partial: bool,
     device: str,
     force: bool,
@@ -89,6 +115,8 @@ def decompress(
     suffix = f".{format_name or 'png'}".lower()
     if ray and folder is None:
         raise UsageError("--ray is for many files: give -o FOLDER")
+    if not refine and (strength is not None or consistent):
+        raise UsageError("--refine-strength and --consistent are for --refine")
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
@@ -98,6 +126,7 @@ def decompress(
         suffix=suffix,
         crop=crop,
         frame=frame,
+        flow=(refine, 1.0 if strength is None else strength, seed, consistent) if refine else None,
         partial=partial,
         device=device,
         force=force,
@@ -114,6 +143,7 @@ def _decompress_one(
     suffix: str,
     crop: tuple[int, int, int, int] | None,
     frame: int | None,
+    flow: tuple[int, float, int, bool] | None,
     partial: bool,
     device: str,
     force: bool,
@@ -123,8 +153,10 @@ def _decompress_one(
     from nic import codec
     from nic.bitstream.container import holds_video
     from nic.pixels import output_format, save
+    from nic.refine import Refinement
 
     target = targets[source]
+    refinement = Refinement(*flow) if flow else None
     if resume and os.path.isfile(target):
         return Done()
     check_target(target, force)
@@ -133,16 +165,16 @@ def _decompress_one(
     if data is not None and holds_video(data):
         if crop:
             raise UsageError("--crop is for pictures")
-        return _decompress_video(source, data, target, suffix.lower(), frame, partial, device, quiet)
+        return _decompress_video(source, data, target, suffix.lower(), frame, refinement, partial, device, quiet)
     if frame is not None:
         raise UsageError("--frame is for videos, and this is none")
     format = output_format(suffix)
     start = time.monotonic()
     with picture_bar(source, quiet):
         if data is None:
-            result = codec.recover_stream(stdin_blocks(), device=device)
+            result = codec.recover_stream(stdin_blocks(), refinement=refinement, device=device)
         else:
-            result = codec.recover(data, crop=crop, device=device)
+            result = codec.recover(data, crop=crop, refinement=refinement, device=device)
     if result.truncated and not partial:
         raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
     file = BytesIO()
@@ -154,7 +186,10 @@ def _decompress_one(
         raise Concealed(f"{result.problems[0]}{more}; {target} is written, {lost}")
     height, width, _ = result.picture.pixels.shape
     speed = width * height / 1e6 / (time.monotonic() - start)
-    return Done(() if quiet else (f"{source} -> {target}  {width}x{height}  {speed:.2g} Mpx/s",), width * height)
+    line = f"{source} -> {target}  {width}x{height}  {speed:.2g} Mpx/s"
+    if result.consistency is not None:
+        line += f"  {result.consistency:.1%} of its latents agree with the file"
+    return Done(() if quiet else (line,), width * height)
 
 
 def _is_for_picture(target: str, suffix: str) -> bool:
@@ -164,7 +199,15 @@ def _is_for_picture(target: str, suffix: str) -> bool:
 
 
 def _decompress_video(
-    source: str, data: bytes, target: str, suffix: str, frame: int | None, partial: bool, device: str, quiet: bool
+    source: str,
+    data: bytes,
+    target: str,
+    suffix: str,
+    frame: int | None,
+    refinement: "Refinement | None",
+    partial: bool,
+    device: str,
+    quiet: bool,
 ) -> Done:
     from nic import video
     from nic.media import WRITABLE
@@ -174,12 +217,13 @@ def _decompress_video(
         raise BadFile(f"{file.problems[0]}; --partial decodes what there is")
     size = f"{file.header.width}x{file.header.height}"
     if frame is not None:
-        _save_picture(video.decode_one(file, frame, device=device), target, suffix)
+        _save_picture(video.decode_one(file, frame, refinement=refinement, device=device), target, suffix)
         return Done(() if quiet else (f"{source} -> {target}  {size}  frame {frame}",))
+    frames = video.decode_frames(file, refinement=refinement, device=device)
     if "%" in target:
-        count = _write_pictures(file, target, suffix, device)
+        count = _write_pictures(frames, target, suffix)
     elif suffix in WRITABLE:
-        count = _write_video(file, target, suffix, device, quiet)
+        count = _write_video(file, frames, target, suffix, quiet)
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
     if file.problems:
@@ -197,10 +241,8 @@ def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
     write(target, picture.getvalue())
 
 
-def _write_pictures(file: "ClipFile", target: str, suffix: str, device: str) -> int:
+def _write_pictures(frames: "Frames", target: str, suffix: str) -> int:
     """One picture a frame, numbered from 0 in ``target``; returns how many."""
-    from nic import video
-
     try:
         first = target % 0
     except (TypeError, ValueError):
@@ -208,18 +250,17 @@ def _write_pictures(file: "ClipFile", target: str, suffix: str, device: str) -> 
     if first == target or target % 1 == first:
         raise UsageError(f"{target!r} has no place for one number, as in frames/%04d.png")
     count = 0
-    for count, (_, pixels) in enumerate(video.decode_frames(file, device=device), 1):
+    for count, (_, pixels) in enumerate(frames, 1):
         _save_picture(pixels, target % (count - 1), suffix)
     return count
 
 
-def _write_video(file: "ClipFile", target: str, suffix: str, device: str, quiet: bool) -> int:
+def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, quiet: bool) -> int:
     """A video with its audio; returns how many frames it has."""
     from fractions import Fraction
 
     from tqdm import tqdm
 
-    from nic import video
     from nic.media import ClipWriter
 
     clip, header = file.clip, file.header
@@ -232,7 +273,7 @@ def _write_video(file: "ClipFile", target: str, suffix: str, device: str, quiet:
     ):
         if file.audio:
             writer.add_audio(file.audio)
-        for time, pixels in video.decode_frames(file, device=device):
+        for time, pixels in frames:
             writer.add(pixels, time)
             bar.update()
             count += 1

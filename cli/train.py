@@ -312,11 +312,25 @@ def refine(
     from nic.models.training.refine import train as run_training
 
     model, options = read_config(config, configs.RefinerConfig, batch, learning_rate)
-    codecs = (Path(name) if Path(name).suffix else Path(store.find(name)["path"]) for name in (fidelity, extreme))
+
+    def weights_of(name: str) -> Path:
+        return Path(name) if Path(name).suffix else Path(store.find(name)["path"])
+
     data = [Path(source) for source in sources]
     half = device == "cuda" if bfloat16 is None else bfloat16
     checkpoint = run_training(
-        model, options, data, run, minutes, perceptual, tuple(codecs), device, workers, start_from, half, adversary
+        model,
+        options,
+        data,
+        run,
+        minutes,
+        perceptual,
+        (weights_of(fidelity), weights_of(extreme)),
+        device,
+        workers,
+        start_from,
+        half,
+        adversary,
     )
     identity = store.save_refiner(checkpoint, output, {"trained on": note})
     click.echo(f"wrote {output}, model id {identity.hex()}")

@@ -60,17 +60,36 @@ def encode(
     ).data
 
 
-def decode(data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto") -> Image.Image:
+def decode(
+    data: bytes,
+    *,
+    crop: tuple[int, int, int, int] | None = None,
+    refine: int = 0,
+    refine_strength: float = 1.0,
+    seed: int = 0,
+    consistent: bool = False,
+    device: str = "auto",
+) -> Image.Image:
     """The picture in the bytes of a .nic file, with icc_profile, exif and xmp in its `info`.
 
-    crop: left, top, width and height in pixels of the part that is wanted; nothing else is decoded.
+    Args:
+        data: the file.
+        crop: left, top, width and height in pixels of the part that is wanted; nothing else is decoded.
+        refine: steps, up to 100, of a network that adds the detail that is likely where the file has none; 0 for none.
+        refine_strength: how much of what these steps change is kept, 0 to 1.
+        seed: of the noise that they start from.
+        consistent: refined pictures are moved back towards those that would be coded to the same latents.
+        device: "auto", "cpu" or "cuda".
 
     Its mode is L, LA, RGB, RGBA or, for 16-bit grey, I;16; Pillow cannot hold other 16-bit pictures, so they come as
-    8 bits. Raises BadFile for damage (see `recover`), UnsupportedFile for files of a newer nic.
+    8 bits. Raises BadFile for damage (see `recover`), UnsupportedFile for files of a newer nic, UsageError for options
+    out of range.
     """
     from nic.codec import decompress
+    from nic.refine import Refinement
 
-    return to_pil(decompress(data, crop=crop, device=device))
+    refinement = Refinement(refine, refine_strength, seed, consistent) if refine else None
+    return to_pil(decompress(data, crop=crop, refinement=refinement, device=device))
 
 
 def recover(

@@ -19,7 +19,7 @@ from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import decode_cell, decode_cut_cell, encode_cell
 from nic.conceal import conceal
-from nic.effort import ITERATIONS, Coded, refine
+from nic.effort import ITERATIONS, Coded, search_latents
 from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import decode_indices, encode_indices, restore, to_latents
 from nic.models import store
@@ -27,6 +27,7 @@ from nic.models.prior import UNIT
 from nic.models.transforms import lambda_of
 from nic.pixels import Picture
 from nic.progress import advance, expect
+from nic.refine import Refinement, project, refine, steps_of
 from nic.windows import (
     LATENT,
     Slices,
@@ -73,12 +74,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What is left of a damaged file: ``problems`` in one line each, and how many cells had to be concealed."""
+    """What is left of a damaged file: ``problems`` in one line each, and how many cells had to be concealed.
+
+    consistency: of a refined picture that was to be made consistent, the share of its latents that agree with the file.
+    """
 
     picture: Picture
     problems: tuple[str, ...]
     concealed: int
     truncated: bool
+    consistency: float | None = None
 
 
 def compress(
@@ -133,16 +138,26 @@ def compress(
     return Encoded(encoder.file(level), level / LEVELS * 100, note)
 
 
-def decompress(data: bytes, *, crop: Crop | None = None, device: str = "auto") -> Picture:
+def decompress(
+    data: bytes, *, crop: Crop | None = None, refinement: Refinement | None = None, device: str = "auto"
+) -> Picture:
     """The picture in a .nic file, or a part of it; raises BadFile, UnsupportedFile or UnknownModel.
 
-    Of a part, only the cells that it depends on are decoded. Raises UsageError for a part outside the picture.
+    Of a part, only the cells that it depends on are decoded. Raises UsageError for a part outside the picture, and for
+    one that shall be consistent.
     """
     file = unpack(data)
-    return assemble(file, dict(enumerate(file.cells)), crop, device)[0]
+    return assemble(file, dict(enumerate(file.cells)), crop, refinement, device)[0]
 
 
-def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto", ahead: Ahead | None = None) -> Recovered:
+def recover(
+    data: bytes,
+    *,
+    crop: Crop | None = None,
+    refinement: Refinement | None = None,
+    device: str = "auto",
+    ahead: Ahead | None = None,
+) -> Recovered:
     """What can be decoded of a damaged or cut .nic file; lost cells are filled smoothly from those around them.
 
     A cell in which the file is cut off is decoded from what there is of it. ahead: cells that are decoded already.
@@ -154,8 +169,9 @@ def recover(data: bytes, *, crop: Crop | None = None, device: str = "auto", ahea
     index, words = (cut_cell(data) if file.truncated else None) or (-1, b"")
     if index not in cells and (latents := begun(file.header, index, words, device)) is not None:
         cells[index], ahead[index] = words, (words, latents)
-    picture, lost = assemble(file, cells, crop, device, problems, ahead)
-    return Recovered(picture, tuple(problems), lost + len(cells) - len(file.cells), file.truncated)
+    picture, lost, consistency = assemble(file, cells, crop, refinement, device, problems, ahead)
+    concealed = lost + len(cells) - len(file.cells)
+    return Recovered(picture, tuple(problems), concealed, file.truncated, consistency)
 
 
 @torch.inference_mode()
@@ -172,7 +188,7 @@ def begun(header: Header, index: int, words: bytes, device: str) -> Tensor | Non
     return latents if stages else None
 
 
-def recover_stream(blocks: Iterable[bytes], *, device: str = "auto") -> Recovered:
+def recover_stream(blocks: Iterable[bytes], *, refinement: Refinement | None = None, device: str = "auto") -> Recovered:
     """As ``recover``, of a file that is still coming in: each cell is decoded while the next blocks are awaited."""
     arrival, ahead = Arrival(), Ahead()
     for block in blocks:
@@ -182,21 +198,27 @@ def recover_stream(blocks: Iterable[bytes], *, device: str = "auto") -> Recovere
                 with suppress(NicError):  # the whole file decides what an error in it means
                     model = model_of(header, device)
                     ahead[index] = words, decode_words(model, words, slices[index], header)
-    return recover(bytes(arrival.data), device=device, ahead=ahead)
+    return recover(bytes(arrival.data), refinement=refinement, device=device, ahead=ahead)
 
 
 def assemble(
     file: NicFile | Salvaged,
     cells: Mapping[int, bytes],
     crop: Crop | None,
+    refinement: Refinement | None,
     device: str,
     problems: list[str] | None = None,
     ahead: Ahead | None = None,
-) -> tuple[Picture, int]:
-    """The picture or a part of it, and how many of its cells are concealed: none without ``problems`` to take down."""
+) -> tuple[Picture, int, float | None]:
+    """The picture or a part of it, how many of its cells are concealed, and its consistency as in Recovered.
+
+    None are concealed without ``problems`` to take down.
+    """
     header = file.header
     box = crop or (0, 0, header.width, header.height)
     check_crop(box, header)
+    if crop and refinement and refinement.consistent:
+        raise UsageError("only whole pictures can be made consistent")
     alpha = None
     if file.alpha is not None:
         try:
@@ -209,14 +231,20 @@ def assemble(
     rows, columns = cell_grid(header)
     whole = len(cells) == rows * columns
     if box[2:] == (header.width, header.height):
-        expect(len(cells) + rows * columns)
+        expect(len(cells) + rows * columns + steps_of(refinement, header.height, header.width))
     latents, lost = decode_latents(header, cells, model, needed(model, header, box) if whole else None, ahead)
     if lost and isinstance(model, store.ExtremeModel) and model.recovery:
         latents = restore(model, latents, lost, header.quality)
     else:
         conceal(latents, lost)  # from cells around them, which a part may not need
     pixels = crop_pixels(model, latents, header, box)
-    return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b""), len(lost)
+    consistency = None
+    if refinement:
+        pixels = refine(pixels, model, header.quality, refinement)
+        if refinement.consistent:
+            pixels, consistency = project(pixels, model, latents, header.quality)
+    picture = Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b"")
+    return picture, len(lost), consistency
 
 
 def verify(data: bytes, *, device: str = "auto") -> None:
@@ -362,7 +390,7 @@ def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations
     def distortion(latents: Tensor) -> tuple[float, Tensor]:
         return distortion_gradient(model, latents, pixels, level, bits_per_error)
 
-    return refine(code, distortion, y, iterations) if iterations else code(y)
+    return search_latents(code, distortion, y, iterations) if iterations else code(y)
 
 
 @torch.no_grad()

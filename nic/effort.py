@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nic.models.vq import RATE_WEIGHT
 
-__all__ = ["ITERATIONS", "Coded", "refine"]
+__all__ = ["ITERATIONS", "Coded", "search_latents"]
 
 ITERATIONS = {1: 0, 2: 1, 3: 3, 4: 6, 5: 10, 6: 16, 7: 24, 8: 40, 9: 75}  # for each effort
 CURVATURE = 0.6 / RATE_WEIGHT  # half the second derivative of the cost in a latent, bits per squared step; measured
@@ -35,7 +35,7 @@ class Coded:
         return 8 * sum(map(len, self.cells))
 
 
-def refine(
+def search_latents(
     code: Callable[[Tensor], Coded], distortion: Callable[[Tensor], tuple[float, Tensor]], y: Tensor, steps: int
 ) -> Coded:
     """The best of ``steps`` iterations from the targets y [1, M, h, w] and of y itself.

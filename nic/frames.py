@@ -17,7 +17,7 @@ from nic.bitstream.clip import Clip, ClipFile, Group
 from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.bitstream.header import Header
 from nic.cells import get_cell, get_groups, put_cell, put_groups
-from nic.effort import Coded, refine
+from nic.effort import Coded, search_latents
 from nic.models.order import Coded as Place
 from nic.models.order import Layer, coding_order
 from nic.models.prior import CLASSES, GROUP, UNIT, grouped
@@ -96,7 +96,7 @@ def encode_frame(
     with torch.no_grad():
         y = model.analysis(residual, quality)
         hyper = model.hyper_analysis(y)
-        coded = refine(code, distortion, y, iterations) if iterations else code(y)
+        coded = search_latents(code, distortion, y, iterations) if iterations else code(y)
         decoded = reconstruct(model, prediction, coded.latents, level, *pixels.shape[:2])
     return CodedFrame(coded.cells[0], decoded, coded.latents, prediction)
 

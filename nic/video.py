@@ -26,6 +26,7 @@ from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Coded, Layer
 from nic.models.transforms import lambda_of
 from nic.models.video import BLOCK, GREY
+from nic.refine import Refinement, refine
 from nic.weights import apply_weights, encode_weights, worth
 
 __all__ = ["EFFORTS", "Effort", "Encoded", "Progress", "compress", "decode_frames", "decode_one", "read", "verify"]
@@ -334,15 +335,29 @@ def model_of_clips(wanted: bytes | str, device: str) -> store.Model:
     return model
 
 
-def decode_frames(file: ClipFile, *, device: str = "auto") -> Iterator[tuple[int, np.ndarray]]:
-    """Timestamp in ticks and pixels [H, W, 3] uint8 of every frame whose group is intact. Raises BadFile."""
+def decode_frames(
+    file: ClipFile, *, refinement: Refinement | None = None, device: str = "auto"
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Timestamp in ticks and pixels [H, W, 3] uint8 of every frame whose group is intact, maybe refined.
+
+    Raises BadFile, UsageError for a refinement that shall be consistent.
+    """
     model = network(file, device)
     for _, group in sorted(file.groups.items()):
         for index, pixels in decode_group(model, file, group):
-            yield group.ticks[index], pixels
+            yield group.ticks[index], refined(pixels, model, file, refinement)
 
 
-def decode_one(file: ClipFile, frame: int, *, device: str = "auto") -> np.ndarray:
+def refined(pixels: np.ndarray, model: store.Model, file: ClipFile, refinement: Refinement | None) -> np.ndarray:
+    """A decoded frame as it is shown. Frames have about the quality of their key frame."""
+    if not refinement:
+        return pixels
+    if refinement.consistent:
+        raise UsageError("only pictures can be made consistent, not videos")
+    return refine(pixels, model, file.header.quality, refinement)
+
+
+def decode_one(file: ClipFile, frame: int, *, refinement: Refinement | None = None, device: str = "auto") -> np.ndarray:
     """The pixels [H, W, 3] uint8 of frame number ``frame``, from 0; decodes it and what it is predicted from.
 
     Raises UsageError if there is no such frame, BadFile if its group is lost.
@@ -352,8 +367,9 @@ def decode_one(file: ClipFile, frame: int, *, device: str = "auto") -> np.ndarra
     index, place = divmod(frame, file.clip.group)
     if index not in file.groups:
         raise BadFile(f"frame {frame} is lost: group {index} is damaged")
-    ((_, pixels),) = decode_group(network(file, device), file, file.groups[index], place)
-    return pixels
+    model = network(file, device)
+    ((_, pixels),) = decode_group(model, file, file.groups[index], place)
+    return refined(pixels, model, file, refinement)
 
 
 def verify(data: bytes, *, device: str = "auto") -> None:

@@ -26,9 +26,11 @@ __all__ = [
     "halo",
     "latent_grid",
     "meet",
+    "pixels_of",
     "shrink",
     "synthesize",
     "to_images",
+    "to_pixels",
     "windows",
 ]
 
@@ -86,11 +88,11 @@ def synthesize_window(model: store.AnyModel, latents: Tensor, inner: Slices, out
     """The pixels of the cell ``inner``, from the latents ``outer`` around it."""
     latents = latents.contiguous(memory_format=torch.channels_last)
     images: Tensor = model.synthesis(latents, torch.tensor([model.quality(level)], device=model.device))
-    rows, columns = (pixels(i, o.start) for i, o in zip(inner, outer, strict=True))
+    rows, columns = (pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True))
     return images[:, :, rows, columns]
 
 
-def pixels(latents: slice, origin: int = 0) -> slice:
+def pixels_of(latents: slice, origin: int = 0) -> slice:
     """The pixels that a range of latents covers, counted from those of the latent ``origin``."""
     return slice(LATENT * (latents.start - origin), LATENT * (latents.stop - origin))
 
@@ -107,7 +109,7 @@ def synthesize(
     for inner, outer in windows(model, height, width, region):
         window = latents[:, :, outer[0], outer[1]]
         made = synthesize_window(model, window, inner, outer, level)
-        picture[pixels(inner[0], rows.start), pixels(inner[1], columns.start)] = to_pixels(made, channels, depth)
+        picture[pixels_of(inner[0], rows.start), pixels_of(inner[1], columns.start)] = to_pixels(made, channels, depth)
         advance()
     return picture
 
@@ -163,7 +165,7 @@ def to_images(picture: np.ndarray, region: Slices, device: torch.device) -> Tens
 
     Beyond the picture, its last row and column go on.
     """
-    rows, columns = (pixels(s) for s in region)
+    rows, columns = (pixels_of(s) for s in region)
     part = picture[rows, columns]
     margins = (0, rows.stop - rows.start - part.shape[0]), (0, columns.stop - columns.start - part.shape[1]), (0, 0)
     images = torch.from_numpy(np.pad(part, margins, mode="edge").astype(np.float32) / np.iinfo(picture.dtype).max)
@@ -180,7 +182,7 @@ def distortion_gradient(
     """
     total, gradient = 0.0, torch.zeros_like(latents)
     for inner, outer in windows(model, *latents.shape[2:]):
-        height, width = (len(range(side)[pixels(s)]) for side, s in zip(picture.shape, inner, strict=False))
+        height, width = (len(range(side)[pixels_of(s)]) for side, s in zip(picture.shape, inner, strict=False))
         original = to_images(picture, inner, model.device)[:, :, :height, :width]
         with torch.enable_grad():
             window = latents[:, :, outer[0], outer[1]].clone().requires_grad_()

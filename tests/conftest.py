@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import skimage.data
 import skimage.io
+import torch
+
+from nic.models.training.perceptual import LAYERS
 
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
@@ -39,4 +42,23 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     skimage.io.imsave(folder / "chelsea.png", skimage.data.chelsea())
     skimage.io.imsave(folder / "coffee.png", skimage.data.coffee())
     skimage.io.imsave(folder / "val" / "rocket.png", skimage.data.rocket()[:256, :256])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For training with LPIPS: a network of AlexNet's layers, narrow and random."""
+    folder = tmp_path_factory.mktemp("perceptual")
+    (folder / "lpips").mkdir()
+    torch.manual_seed(0)
+    features, heads, inputs = {}, {}, 3
+    for number, ((layer, *_), size) in enumerate(zip(LAYERS, (11, 5, 3, 3, 3), strict=True)):
+        features |= {
+            f"features.{layer}.weight": torch.randn(8, inputs, size, size),
+            f"features.{layer}.bias": torch.zeros(8),
+        }
+        heads[f"lin{number}.model.1.weight"] = torch.rand(1, 8, 1, 1)
+        inputs = 8
+    torch.save(features, folder / "alexnet_random.pth")
+    torch.save(heads, folder / "lpips" / "alex.pth")
     return folder

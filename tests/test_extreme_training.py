@@ -21,32 +21,13 @@ from nic.models.prior import UNIT
 from nic.models.recovery import Recovery, smooth_fill
 from nic.models.training import extreme, indices, recovery
 from nic.models.training.image import train as train_fidelity
-from nic.models.training.perceptual import LAYERS, Lpips
+from nic.models.training.perceptual import Lpips
 from nic.pixels import Picture
 
 FIDELITY = ImageConfig(16, 1, 32, 1, 32, 8, 16, 1, 0.001, 0.05)
 CONFIG = ExtremeConfig(16, 1, 32, 2, 8, 6, 16, 1, 30.0, 2.0)
 OPTIONS = TrainConfig(batch=2, crop=128, learning_rate=1e-3, warmup_steps=5, clip=1.0, ema=0.9, seed=1)
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
-
-
-@pytest.fixture(scope="module")
-def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of AlexNet's layers, narrow and random."""
-    folder = tmp_path_factory.mktemp("perceptual")
-    (folder / "lpips").mkdir()
-    torch.manual_seed(0)
-    features, heads, inputs = {}, {}, 3
-    for number, ((layer, *_), size) in enumerate(zip(LAYERS, (11, 5, 3, 3, 3), strict=True)):
-        features |= {
-            f"features.{layer}.weight": torch.randn(8, inputs, size, size),
-            f"features.{layer}.bias": torch.zeros(8),
-        }
-        heads[f"lin{number}.model.1.weight"] = torch.rand(1, 8, 1, 1)
-        inputs = 8
-    torch.save(features, folder / "alexnet_random.pth")
-    torch.save(heads, folder / "lpips" / "alex.pth")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +39,15 @@ def checkpoints(photographs: Path, perceptual: Path, tmp_path_factory: pytest.Te
         start = train_fidelity(FIDELITY, OPTIONS, [photographs], folder / "fidelity", 0.03)
         joint = extreme.train(CONFIG, OPTIONS, [photographs], folder / "joint", 0.05, perceptual, start)
         final = extreme.train(
-            CONFIG, OPTIONS, [photographs], folder / "final", 0.05, perceptual, joint, synthesis_only=True
+            CONFIG,
+            OPTIONS,
+            [photographs],
+            folder / "final",
+            0.05,
+            perceptual,
+            joint,
+            synthesis_only=True,
+            adversary_weight=0.1,
         )
     return joint, final
 
