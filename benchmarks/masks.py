@@ -1,8 +1,9 @@
-"""What leaving out groups of latents saves and costs.
+"""What leaving out groups of latents, or indices of the extreme mode, saves and costs.
 
     python benchmarks/masks.py PICTURES -o benchmarks/results
 
-PICTURES, a folder of PNG files, are compressed at one quality with rising mask rates. Writes masks.csv with the means.
+PICTURES, a folder of PNG files, are compressed at one quality of each mode with rising mask rates. Writes masks.csv
+with the means.
 """
 
 import argparse
@@ -20,34 +21,35 @@ from nic.bench.metrics import Meter
 from nic.bench.results import Row
 
 RESULTS = Path(__file__).parent / "results"
+QUALITIES = {"fidelity": 50, "extreme": 100}
 RATES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", type=Path, metavar="PICTURES")
-    parser.add_argument("--quality", type=float, default=50, help="0 to 100 [%(default)s]")
     parser.add_argument("--metric-weights", type=Path, help="folder of LPIPS's backbone, as for nic bench")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
     pictures = [Image.open(path).convert("RGB") for path in sorted(arguments.pictures.glob("*.png"))]
     meter = Meter(["psnr", "lpips"], arguments.metric_weights)
-    rows = [measure(pictures, arguments.quality, rate, meter) for rate in tqdm(RATES)]
+    rows = [measure(pictures, mode, rate, meter) for mode in QUALITIES for rate in tqdm(RATES, desc=mode)]
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "masks.csv", [row | {"date": str(date.today())} for row in rows])
 
 
-def measure(pictures: list[Image.Image], quality: float, mask_rate: float, meter: Meter) -> Row:
+def measure(pictures: list[Image.Image], mode: str, mask_rate: float, meter: Meter) -> Row:
     """Means over the pictures of bits per pixel, PSNR and LPIPS."""
     rows = []
     for picture in pictures:
-        data = nic.encode(np.asarray(picture), quality=quality, effort=1, mask_rate=mask_rate)
+        data = nic.encode(np.asarray(picture), quality=QUALITIES[mode], effort=1, mode=mode, mask_rate=mask_rate)
         decoded = nic.decode(data)
         rows.append({"bpp": 8 * len(data) / (picture.width * picture.height)} | meter.measure(picture, decoded))
     means = {name: round(fmean(row[name] for row in rows), 5) for name in rows[0]}
     return {
+        "mode": mode,
         "mask_rate": mask_rate,
-        "quality": quality,
+        "quality": QUALITIES[mode],
         "pictures": len(rows),
         "model": nic.info(data)["model_id"],
     } | means

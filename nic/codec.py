@@ -120,8 +120,6 @@ def compress(
         raise UsageError(f"mode {mode!r} is none of {', '.join(MODES)}")
     if not 0 <= mask_rate <= 1:
         raise UsageError(f"mask rate {mask_rate:g} is outside 0 to 1")
-    if mask_rate and mode == store.EXTREME:
-        raise UsageError("extreme mode has no mask rate")
     height, width = picture.pixels.shape[:2]
     target = size if bpp is None else bpp * height * width / 8
     name = store.EXTREME if mode == store.EXTREME else store.DEFAULT
@@ -311,7 +309,7 @@ class PictureEncoder:
         """The file at a quality level, and the latents that it decodes to."""
         model, picture = self.model, self.picture
         if isinstance(model, store.ExtremeModel):
-            coded = code_extreme(model, picture.pixels, level)
+            coded = code_extreme(model, picture.pixels, level, self.mask_rate)
         else:
             coded = code_fidelity(model, picture.pixels, level, self.iterations, self.mask_rate)
         height, width, channels = picture.pixels.shape
@@ -394,13 +392,14 @@ def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations
 
 
 @torch.no_grad()
-def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int) -> Coded:
+def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int, mask_rate: float) -> Coded:
     """Codes pixels [H, W, C] at a quality level."""
     quality = torch.tensor([model.quality(level)], device=model.device)
     targets = analyze_latents(model, pixels, quality)
     cells, latents = [], torch.empty_like(targets)
     for rows, columns in cell_slices(*targets.shape[2:]):
-        payload, indices = encode_indices(model, entropy_tables(model), targets[:, :, rows, columns], level)
+        cell = targets[:, :, rows, columns]
+        payload, indices = encode_indices(model, entropy_tables(model), cell, level, mask_rate)
         cells.append(payload)
         latents[:, :, rows, columns] = to_latents(model, indices, level) / UNIT
         advance()

@@ -30,10 +30,13 @@ def to_latents(model: ExtremeModel, indices: Tensor, level: int) -> Tensor:
     return model.codewords[model.book(level)][indices].movedim(-1, 0)[None]
 
 
-def encode_indices(model: ExtremeModel, tables: Tables, latents: Tensor, level: int) -> tuple[bytes, Tensor]:
+def encode_indices(
+    model: ExtremeModel, tables: Tables, latents: Tensor, level: int, mask_rate: float = 0
+) -> tuple[bytes, Tensor]:
     """Codes latents [1, D, h, w], h and w <= 64: the payload, and the indices [h, w] chosen.
 
-    Each index minimises the squared distance to its codeword plus the rate weight times its bits.
+    Each index minimises the squared distance to its codeword plus the rate weight times its bits, except for a share
+    ``mask_rate`` that is left at what the prior expects.
     """
     book, height, width = model.book(level), *latents.shape[2:]
     codewords, bits = model.codewords[book], book + BITS_MIN
@@ -42,9 +45,11 @@ def encode_indices(model: ExtremeModel, tables: Tables, latents: Tensor, level: 
 
     def source(step: int, features: Tensor) -> Tensor:
         vectors = latents[0][:, step_positions(step, height, width, model.device)].T * UNIT
-        costs = leaf_costs(cost_of_class[model.prior.to_class(model.prior.all_logits(features, bits))])
-        costs = torch.addmm(costs * rate_weight(model, level), vectors, codewords.T, alpha=-2)
-        indices = (costs + codewords.square().sum(dim=1)).argmin(dim=1)
+        paths = leaf_costs(cost_of_class[model.prior.to_class(model.prior.all_logits(features, bits))])
+        distances = torch.addmm(codewords.square().sum(dim=1), vectors, codewords.T, alpha=-2)
+        indices = (distances + rate_weight(model, level) * paths).argmin(dim=1)
+        if mask_rate:
+            indices = masked(indices, distances, paths, mask_rate)
         nodes, answers = path_of(indices, bits)
         classes = model.prior.to_class(model.prior.logits(features, nodes))
         for depth in range(bits):
@@ -53,6 +58,17 @@ def encode_indices(model: ExtremeModel, tables: Tables, latents: Tensor, level: 
 
     indices = model.prior.decode(height, width, book, codewords, source)
     return encoder.finish(), indices
+
+
+def masked(indices: Tensor, distances: Tensor, paths: Tensor, rate: float) -> Tensor:
+    """``indices`` [n], of which a share are their likeliest instead: those whose distance rises least for a bit saved.
+
+    distances and paths [n, K]: what each codeword is off, but for a constant, and its bits.
+    """
+    expected = paths.argmin(dim=1)
+    risen, cost = (x.gather(1, torch.stack([indices, expected], dim=1)).diff(dim=1)[:, 0] for x in (distances, paths))
+    places = (risen / (-cost).clamp(min=1e-3)).argsort(stable=True)[: int(rate * len(indices))]
+    return indices.index_copy(0, places, expected[places])
 
 
 def decode_indices(model: ExtremeModel, tables: Tables, payload: bytes, height: int, width: int, level: int) -> Tensor:

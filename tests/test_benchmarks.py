@@ -108,8 +108,18 @@ def test_the_search_pays() -> None:
 def test_masks_cost_and_save() -> None:
     script = runpy.run_path(str(BENCHMARKS / "masks.py"))
     photo = Image.fromarray(skimage.data.chelsea()[:192, :256])
-    some, many = (script["measure"]([photo], 50, rate, Meter(["psnr"])) for rate in (0.3, 0.9))
+    some, many = (script["measure"]([photo], "fidelity", rate, Meter(["psnr"])) for rate in (0.3, 0.9))
     assert many["bpp"] < some["bpp"] and many["psnr"] < some["psnr"] and many["pictures"] == 1
+
+
+def test_frechet_distance_is_that_of_gaussians() -> None:
+    frechet = runpy.run_path(str(BENCHMARKS / "refine.py"))["frechet"]
+    features = np.random.default_rng(0).standard_normal((500, 6))
+    assert frechet(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet(features, features + 2) == pytest.approx(6 * 4)
+    assert frechet(features, 3 * features + 1) == pytest.approx(
+        6 + 4 * features.mean(0).sum() + 4 * np.square(features.mean(0)).sum() + 4 * features.var(0, ddof=1).sum()
+    )
 
 
 def test_committed_kodak_results_are_those_of_the_shipped_weights() -> None:

@@ -115,7 +115,7 @@ class Meter:
         if self.dists:
             if original is not self.original:
                 self.original, self.features = original, [moments(x) for x in self.dists(to_tensor(original))]
-            values["dists"] = self.dists.distance(self.features, to_tensor(decoded))
+            values["dists"] = self.dists.distance(self.features, self.dists(to_tensor(decoded)))
         if "ssimulacra2" in self.names:
             values["ssimulacra2"] = ssimulacra2(original, decoded)
         return {name: values[name] for name in self.names}
@@ -223,10 +223,10 @@ class Dists(nn.Module):
                 x = F.relu(x)
             yield x[0]
 
-    def distance(self, original: list[Moments], decoded: Tensor) -> float:
-        """original: moments of its features; decoded: [1, 3, H, W] in [0, 1]."""
+    def distance(self, original: list[Moments], decoded: Iterable[Tensor]) -> float:
+        """original: moments of its features; decoded: features."""
         similarity = torch.zeros(())
-        features = zip(self.alphas, self.betas, original, self(decoded), strict=True)
+        features = zip(self.alphas, self.betas, original, decoded, strict=True)
         for alpha, beta, (x, x_mean, x_variance), activations in features:
             y, y_mean, y_variance = moments(activations)
             covariance = (x * y).mean((1, 2))
