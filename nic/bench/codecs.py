@@ -95,16 +95,18 @@ def _steps(first: int, last: int) -> tuple[float, ...]:
     return tuple(range(first, last + 1) if first < last else range(first, last - 1, -1))
 
 
-def _nic(name: str, label: str, mode: str, settings: tuple[float, ...]) -> Codec:
+def _nic(name: str, label: str, mode: str, settings: tuple[float, ...], refine: int = 0) -> Codec:
     def encode(image: Image.Image, setting: float) -> bytes:
         return nic.encode(_bare(image), quality=setting, mode=mode)
 
     def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
-        return nic.decode(data).convert("RGB")
+        return nic.decode(data, refine=refine).convert("RGB")
 
     model = store.find(mode)
     weights = hashlib.sha256(Path(model["path"]).read_bytes()).hexdigest()[:12]  # of the synthesis, too
     version = f"nic {nic.__version__}, model {model['id']}, weights {weights}, default effort"
+    if refine:
+        version += f", {refine} steps of refiner {store.find(store.REFINER)['id']}"
     return Codec(name, label, version, settings, _steps(0, 100), encode, decode)
 
 
@@ -338,6 +340,7 @@ def _compressai(name: str, label: str) -> Codec:
 
 CODECS: dict[str, Callable[[str], Codec]] = {  # in the order of plots
     "nic": partial(_nic, label="nic", mode=store.FIDELITY, settings=(0, 15, 30, 45, 60, 75, 88, 100)),
+    "nic-refined": partial(_nic, label="nic, refined", mode=store.FIDELITY, settings=(0, 15, 30, 45), refine=4),
     "nic-extreme": partial(_nic, label="nic extreme", mode=store.EXTREME, settings=(0, 20, 40, 60, 80, 100)),
     "jpeg": _jpeg,
     "jpeg2000": _jpeg2000,
