@@ -15,7 +15,7 @@ from nic.models.transforms import PATCH, QUALITY_INDICES, blocks
 
 __all__ = ["NOISE", "Refiner", "euler", "reach"]
 
-NOISE = 0.05  # standard deviation, of pixels in [0, 1]
+NOISE = 0.03  # standard deviation, of pixels in [0, 1]
 CONDITION = 64  # channels that time, quality and mode are turned into
 
 
