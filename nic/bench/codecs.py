@@ -340,7 +340,7 @@ def _compressai(name: str, label: str) -> Codec:
 
 CODECS: dict[str, Callable[[str], Codec]] = {  # in the order of plots
     "nic": partial(_nic, label="nic", mode=store.FIDELITY, settings=(0, 15, 30, 45, 60, 75, 88, 100)),
-    "nic-refined": partial(_nic, label="nic, refined", mode=store.FIDELITY, settings=(0, 15, 30, 45), refine=4),
+    "nic-refined": partial(_nic, label="nic, refined", mode=store.FIDELITY, settings=(0, 10, 20, 30, 40, 50), refine=4),
     "nic-extreme": partial(_nic, label="nic extreme", mode=store.EXTREME, settings=(0, 20, 40, 60, 80, 100)),
     "jpeg": _jpeg,
     "jpeg2000": _jpeg2000,
