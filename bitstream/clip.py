@@ -78,10 +78,10 @@ class ClipFile:
 def pack_start(header: Header, clip: Clip, audio: bytes | None, weights: bytes | None) -> bytes:
     """Everything before the first group. Raises BadInput for a video that no file can hold."""
     check(header, clip, BadInput)
-    parts = [SIGNATURE, pack_chunk("HEAD", pack_header(header))]
-    for tag, block in (("CLIP", pack_fields(CLIP_FIELDS, asdict(clip))), ("audi", audio), ("WGTS", weights)):
-        if block is not None:
-            parts.append(pack_chunk(tag, block))
+    blocks = {tag: block for tag, block in zip(BLOCKS, (audio, weights), strict=True) if block is not None}
+    parts = [SIGNATURE, pack_chunk("HEAD", pack_header(header, blocks))]
+    parts.append(pack_chunk("CLIP", pack_fields(CLIP_FIELDS, asdict(clip))))
+    parts += [pack_chunk(tag, block) for tag, block in blocks.items()]
     return b"".join(parts)
 
 
@@ -117,7 +117,7 @@ def salvage_clip(data: bytes) -> ClipFile:
     if clip_chunk is None or clip_chunk.tag != "CLIP":
         raise BadFile("the second chunk of a video is not CLIP")
     clip = unpack_clip(header, clip_chunk.payload)
-    contents, problems = Contents("GRUP", "group", clip.groups, BLOCKS), list[str]()
+    contents, problems = Contents(header, "GRUP", "group", clip.groups, BLOCKS), list[str]()
     truncated = collect(stream, head, contents, problems)
     blocks = dict[str, bytes | None]()
     for tag in BLOCKS:

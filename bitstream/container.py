@@ -81,12 +81,9 @@ def pack(file: NicFile) -> bytes:
     rows, columns = cell_grid(file.header)
     if len(file.cells) != rows * columns:
         raise ValueError(f"{len(file.cells)} cells given for a grid of {rows}×{columns}")
-    parts = [SIGNATURE, pack_chunk("HEAD", pack_header(file.header))]
-    for tag, block in (("iccp", file.icc), ("exif", file.exif), ("xmpd", file.xmp)):
-        if block is not None:
-            parts.append(pack_chunk(tag, _deflate(tag, block)))
-    if file.alpha is not None:
-        parts.append(pack_chunk("ALPH", file.alpha))
+    blocks = {tag: block for tag, name in BLOCKS.items() if (block := getattr(file, name)) is not None}
+    parts = [SIGNATURE, pack_chunk("HEAD", pack_header(file.header, blocks))]
+    parts += [pack_chunk(tag, _deflate(tag, block) if tag in DEFLATED else block) for tag, block in blocks.items()]
     parts += [pack_chunk("CELL", pack_varint(index) + words) for index, words in enumerate(file.cells)]
     parts.append(pack_chunk("DONE", b""))
     return b"".join(parts)
@@ -141,8 +138,6 @@ def salvage(data: bytes) -> Salvaged:
     for tag, name in BLOCKS.items():
         with noted(problems):
             blocks[name] = contents.block(tag)
-        if blocks.get(name) is None and any(f"chunk {tag} " in problem for problem in problems):
-            problems.append(f"{name} is damaged")
     cells = dict[int, bytes]()
     for index in range(contents.count):
         with noted(problems):
@@ -205,7 +200,7 @@ def picture_contents(header: Header) -> "Contents":
     if header.kind != Kind.IMAGE:
         raise UsageError("the file holds a video, not a picture: nic decompress writes it, or a frame of it")
     rows, columns = cell_grid(header)
-    return Contents("CELL", "cell", rows * columns, tuple(BLOCKS))
+    return Contents(header, "CELL", "cell", rows * columns, tuple(BLOCKS))
 
 
 class Contents:
@@ -214,8 +209,8 @@ class Contents:
     ``name`` is what messages call a part.
     """
 
-    def __init__(self, tag: str, name: str, count: int, blocks: tuple[str, ...]) -> None:
-        self.count = count
+    def __init__(self, header: Header, tag: str, name: str, count: int, blocks: tuple[str, ...]) -> None:
+        self.header, self.count = header, count
         self._tag, self._name, self._tags = tag, name, blocks
         self._parts: dict[int, list[bytes]] = {}  # the payload behind the index of every chunk that has this index
         self._blocks: dict[str, list[bytes]] = {}  # the payload of every chunk that has this tag
@@ -234,10 +229,10 @@ class Contents:
                 payloads.append(chunk.payload)
                 if len(payloads) > 1 or self._parts:
                     raise BadFile(f"chunk {chunk.tag} comes twice or after the first {self._tag}")
-            case "HEAD":
-                raise BadFile("a second HEAD chunk")
             case "DONE":
                 pass
+            case _ if chunk.critical and KNOWN_TAGS.fullmatch(chunk.tag.encode()):
+                raise BadFile(f"a chunk {chunk.tag} that does not belong there")
             case _ if chunk.critical:
                 raise UnsupportedFile(f"chunk {chunk.tag} is unknown to this nic: install a newer nic")
 
@@ -250,9 +245,12 @@ class Contents:
     def block(self, tag: str) -> bytes | None:
         """An optional block, inflated if the file deflates it; None if there is none.
 
-        Raises BadFile for versions that differ, and for metadata that are no zlib stream or inflate to too much.
+        Raises BadFile for one that the header promises and is missing, for versions that differ, and for metadata that
+        are no zlib stream or inflate to too much.
         """
         if tag not in self._blocks:
+            if self.header.promises(tag):
+                raise BadFile(f"chunk {tag} is missing")
             return None
         payload = _the_only(self._blocks[tag], f"chunk {tag}")
         return _inflate(tag, payload) if tag in DEFLATED else payload

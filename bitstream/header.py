@@ -1,17 +1,31 @@
 """The HEAD chunk: which version of the format, what picture, which model decodes it."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 
 from nic.bitstream.fields import Field, Reader, pack_fields, unpack_fields
 from nic.bitstream.limits import MAX_SIDE, max_pixels
 from nic.errors import BadFile, BadInput, UnsupportedFile
 
-__all__ = ["FORMAT_MAJOR", "FORMAT_MINOR", "HEADER_FIELDS", "Header", "Kind", "Mode", "pack_header", "unpack_header"]
+__all__ = [
+    "FORMAT_MAJOR",
+    "FORMAT_MINOR",
+    "HEADER_FIELDS",
+    "OPTIONAL",
+    "Header",
+    "Kind",
+    "Mode",
+    "pack_header",
+    "unpack_header",
+]
 
 # The version of the format, not of the package. FORMAT.md §8 says what may change with which.
 FORMAT_MAJOR = 1
-FORMAT_MINOR = 0
+FORMAT_MINOR = 1
+
+# The tags of optional chunks, by their bits in the field `blocks`, the lowest first.
+OPTIONAL = ("iccp", "exif", "xmpd", "ALPH", "audi", "WGTS")
 
 
 class Kind(IntEnum):
@@ -39,7 +53,9 @@ HEADER_FIELDS = (
     Field("bit_depth", "u8", (8, 16), "bits of a sample of the original picture"),
     Field("quality", "u8", range(253), "quality index in quarters: 252 is index 63; of a video, its key frames'"),
     Field("model_id", "bytes8", None, "names the model whose integer tensors decide the symbols"),
+    Field("blocks", "u8", range(256), "from minor version 1 on: the optional chunks of the file, as bits"),
 )
+BLOCKS_SINCE = 1  # the minor version
 
 
 @dataclass(frozen=True)
@@ -57,19 +73,27 @@ class Header:
     bit_depth: int
     quality: int
     model_id: bytes
+    blocks: int | None = field(default=None, compare=False)  # of a file that was read, None where it does not say
 
     def __post_init__(self) -> None:
-        for field in HEADER_FIELDS[2:]:
-            value = getattr(self, field.name)
-            if not field.accepts(value):
-                raise BadInput(f"{field.name} is {value!r}; a .nic file allows {field.allowed_text()}")
+        for declared in HEADER_FIELDS[2:-1]:
+            value = getattr(self, declared.name)
+            if not declared.accepts(value):
+                raise BadInput(f"{declared.name} is {value!r}; a .nic file allows {declared.allowed_text()}")
         if self.width * self.height > (limit := max_pixels()):
             raise BadInput(f"{self.width}×{self.height} pixels are more than {limit}, the limit here")
 
+    def promises(self, tag: str) -> bool:
+        """Whether the file says that it has the optional chunk `tag`."""
+        return bool((self.blocks or 0) >> OPTIONAL.index(tag) & 1)
 
-def pack_header(header: Header) -> bytes:
-    """The payload of HEAD, in the version of this module."""
-    return pack_fields(HEADER_FIELDS, {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR, **asdict(header)})
+
+def pack_header(header: Header, tags: Iterable[str] = ()) -> bytes:
+    """The payload of HEAD of a file with these optional chunks, in the lowest version that can say it."""
+    values = {**asdict(header), "blocks": sum(1 << OPTIONAL.index(tag) for tag in tags), "major": FORMAT_MAJOR}
+    if values["blocks"]:
+        return pack_fields(HEADER_FIELDS, {**values, "minor": BLOCKS_SINCE})
+    return pack_fields(HEADER_FIELDS[:-1], {**values, "minor": 0})
 
 
 def unpack_header(payload: bytes) -> Header:
@@ -82,9 +106,12 @@ def unpack_header(payload: bytes) -> Header:
             f"the file needs version {payload[0]} of the format, this nic has {FORMAT_MAJOR}: install a newer nic"
         )
     reader = Reader(payload, "HEAD chunk")
-    values = unpack_fields(HEADER_FIELDS, reader)
+    values = unpack_fields(HEADER_FIELDS[:-1], reader)
     del values["major"]
-    if values.pop("minor") <= FORMAT_MINOR and reader.remaining:  # a later minor version may append fields
+    minor = values.pop("minor")
+    if minor >= BLOCKS_SINCE:
+        values |= unpack_fields(HEADER_FIELDS[-1:], reader)
+    if minor <= FORMAT_MINOR and reader.remaining:  # a later minor version may append fields
         raise BadFile(f"{reader.remaining} bytes too many in the HEAD chunk")
     values |= {"kind": Kind(values["kind"]), "mode": Mode(values["mode"])}
     try:

@@ -92,9 +92,24 @@ def test_overhead_of_a_photo() -> None:
     assert len(pack(NicFile(PHOTO, (cell[:-1],)))) - len(cell[:-1]) <= 57
 
 
+def test_files_without_optional_chunks_stay_those_of_version_1_0() -> None:
+    head = next(chunks(pack(NicFile(PHOTO, (b"cell",))))).payload
+    assert head[1] == 0 and unpack_header(head).blocks is None
+
+
+def test_an_optional_chunk_that_is_promised_must_come() -> None:
+    promising = ("HEAD", pack_header(PHOTO, ["exif", "ALPH"]))
+    assert unpack_header(promising[1]).blocks == 2 + 8
+    assert unpack(assemble(promising, EXIF, ALPHA, CELL, DONE)).alpha == ALPHA[1]
+    with pytest.raises(BadFile, match="chunk exif is missing"):
+        unpack(assemble(promising, ALPHA, CELL, DONE))
+    with pytest.raises(BadFile, match="truncated"):
+        unpack_header(promising[1][:-1])
+
+
 def test_chunks_lists_a_file() -> None:
     assert [(chunk.tag, len(chunk.payload)) for chunk in chunks(SMALL_FILE)] == [
-        ("HEAD", 19),
+        ("HEAD", 20),
         ("exif", 12),
         ("ALPH", 3),
         ("CELL", 5),
@@ -130,7 +145,7 @@ def test_accepted_orders(parts: tuple[tuple[str, bytes], ...]) -> None:
         ((CELL, DONE), "first chunk is CELL"),
         ((DONE,), "first chunk is DONE"),
         ((NOTE, HEAD, CELL, DONE), "first chunk is note"),
-        ((HEAD, HEAD, CELL, DONE), "second HEAD"),
+        ((HEAD, HEAD, CELL, DONE), "HEAD that does not belong"),
         ((HEAD, EXIF, EXIF, CELL, DONE), "exif comes twice"),
         ((HEAD, CELL, EXIF, DONE), "after the first CELL"),
         ((HEAD, CELL, ALPHA, DONE), "after the first CELL"),
@@ -225,7 +240,7 @@ def test_header_fields_are_those_of_the_declaration() -> None:
 def test_versions_of_the_header() -> None:
     payload = pack_header(PHOTO)
     assert isinstance(unpack_header(payload).mode, Mode)
-    assert unpack_header(payload[:1] + b"\x01" + payload[2:] + b"a field of version 1.1") == PHOTO
+    assert unpack_header(payload[:1] + b"\x02" + payload[2:] + b"\0a field of version 1.2") == PHOTO
     with pytest.raises(BadFile, match="too many"):
         unpack_header(payload + b"\0")
     with pytest.raises(BadFile, match="major is 0"):
