@@ -123,10 +123,13 @@ def salvage_clip(data: bytes) -> ClipFile:
     for tag in BLOCKS:
         with noted(problems):
             blocks[tag] = contents.block(tag)
-    groups = dict[int, Group]()
+    groups, last = dict[int, Group](), -1
     for index in range(clip.groups):
         with noted(problems):
-            groups[index] = unpack_group(contents.part(index), clip.length(index), index)
+            group = unpack_group(contents.part(index), clip.length(index), index)
+            if group.ticks[0] <= last:
+                raise BadFile(f"group {index} starts at tick {group.ticks[0]}, but those before end at {last}")
+            groups[index], last = group, group.ticks[-1]
     return ClipFile(header, clip, groups, blocks.get("audi"), blocks.get("WGTS"), tuple(problems), truncated)
 
 

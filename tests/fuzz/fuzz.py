@@ -14,7 +14,9 @@ from functools import partial
 import atheris
 
 with atheris.instrument_imports(include=["nic"]):
-    import nic.codec  # noqa: F401
+    import nic.codec
+    import nic.describe
+    import nic.video  # noqa: F401
 from test_fuzz import TARGETS
 
 from nic.bitstream.container import SIGNATURE

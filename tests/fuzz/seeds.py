@@ -1,21 +1,26 @@
-"""Fits the corpora to new weights: python tests/fuzz/seeds.py OLD_MODEL_ID
+"""Fits the corpora to new weights: python tests/fuzz/seeds.py [OLD_MODEL_ID NEW_MODEL_ID]
 
-Makes the files whose names say what they are again, and gives the others the shipped model's id.
+Makes the files whose names say what they are again, and gives the others the new model's id.
 """
 
 import sys
+import tempfile
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import skimage.data
+import torch
 
-from nic import codec
+from nic import codec, video
+from nic.bitstream.clip import pack_end, pack_group, pack_start
+from nic.media import ClipWriter, Source
 from nic.models import store
 from nic.pixels import Picture
+from nic.weights import encode_weights
 
 FOLDER = Path(__file__).parent
-HEAD = slice(8, 30)  # the first chunk up to its checksum, model id last
 
 
 def named() -> dict[str, bytes]:
@@ -28,35 +33,64 @@ def named() -> dict[str, bytes]:
     alpha = Picture(face[:20, :20], face[:20, :20, 0].copy(), b"icc", b"Exif\0\0", b"<x/>")
     grey = Picture(face[:16, :30, :1].astype(np.uint16) * 257)
     last = three.rindex(b"CELL")
+    tiny = codec.compress(Picture(face), quality=70, mode="extreme").data
+    tinies = codec.compress(Picture(strip), quality=0, mode="extreme").data
+    clip = made_clip()
     return {
         "alpha-and-metadata": codec.compress(alpha, quality=50).data,
         "cell-lost": three[:last] + b"CELH" + three[last + 4 :],
+        "clip": clip,
+        "clip-cut": clip[:-40],
+        "clip-group-lost": clip.replace(b"GRUP", b"GRUQ", 1),
         "cut": rgb[:-9],
+        "extreme": tiny,
+        "extreme-cell-lost": tinies.replace(b"CELL", b"CELH", 1),
+        "extreme-grey": codec.compress(Picture(face[:20, :70, :1]), quality=20, mode="extreme").data,
         "grey-16": codec.compress(grey, quality=30).data,
         "one-pixel": one,
         "only-cell-lost": rgb[:45] + bytes([rgb[45] ^ 1]) + rgb[46:],
         "rgb": rgb,
         "three-cells": three,
-        "unknown-model": with_id(one, b"12345678"),
+        "unknown-model": with_id(one, bytes.fromhex(store.find(store.DEFAULT)["id"]), b"12345678"),
     }
 
 
-def with_right_checksum(file: bytes) -> bytes:
-    return file[: HEAD.stop] + zlib.crc32(file[HEAD]).to_bytes(4, "little") + file[HEAD.stop + 4 :]
+def made_clip() -> bytes:
+    """Four frames in groups of three, with a network of its own and something in place of audio."""
+    frames = [
+        np.ascontiguousarray(skimage.data.astronaut()[30 + i : 70 + i, 180 + 2 * i : 240 + 2 * i]) for i in range(4)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        with ClipWriter(f"{folder}/clip", ".mkv", 60, 40, Fraction(1, 25), Fraction(1)) as writer:
+            for tick, pixels in enumerate(frames):
+                writer.add(pixels, tick)
+        video.GROUP = 3
+        video.compress(Source.open(f"{folder}/clip"), f"{folder}/nic", quality=0, effort=1)
+        file = video.read(Path(folder, "nic").read_bytes())
+    model = video.model_of_clips(store.VIDEO, "cpu")
+    name, value = max(model.synthesis.named_parameters(), key=lambda item: item[1].numel())
+    change = torch.zeros_like(value).flatten()
+    change[:40] = 9
+    weights = encode_weights(model, {name: change.view_as(value)}, {name: 8})
+    groups = [pack_group(index, group) for index, group in file.groups.items()]
+    return pack_start(file.header, file.clip, b"audio", weights) + b"".join(groups) + pack_end()
 
 
-def with_id(file: bytes, model: bytes) -> bytes:
-    """The file with another model's id in its header; a checksum that was right stays right."""
-    changed = file[: HEAD.stop - 8] + model + file[HEAD.stop :]
-    return with_right_checksum(changed) if with_right_checksum(file) == file else changed
+def with_id(file: bytes, old: bytes, new: bytes) -> bytes:
+    """The file with another model's id; a checksum of its header that was right stays right."""
+    end = 13 + int.from_bytes(file[12:13])  # of the header: after signature, tag, and a length of one byte
+    changed = file.replace(old, new, 1)
+    if zlib.crc32(file[8:end]) != int.from_bytes(file[end : end + 4], "little"):
+        return changed
+    return changed[:end] + zlib.crc32(changed[8:end]).to_bytes(4, "little") + changed[end + 4 :]
 
 
 def main() -> None:
-    old, new = bytes.fromhex(sys.argv[1]), bytes.fromhex(store.find(store.DEFAULT)["id"])
     for folder in (FOLDER / "container", FOLDER / "decode"):
-        for path in folder.iterdir():
-            if path.read_bytes()[HEAD][-8:] == old:
-                path.write_bytes(with_id(path.read_bytes(), new))
+        if len(sys.argv) > 1:
+            old, new = map(bytes.fromhex, sys.argv[1:])
+            for path in folder.iterdir():
+                path.write_bytes(with_id(path.read_bytes(), old, new))
         for name, file in named().items():
             (folder / f"{name}.nic").write_bytes(file)
 

@@ -10,19 +10,31 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from nic import codec
-from nic.bitstream.container import pack, salvage, unpack
+from nic import codec, video
+from nic.bitstream.clip import pack_end, pack_group, pack_start, salvage_clip
+from nic.bitstream.container import holds_video, pack, salvage, unpack
 from nic.describe import describe
 from nic.errors import NicError
 from nic.pixels import Picture
 
 FOLDER = Path(__file__).parent
 PIXELS = 2**14  # larger pictures only take longer
+FRAMES = 6  # of 64x64 pixels; longer videos as well
 Data = TypeVar("Data")
 Result = TypeVar("Result")
 
 
 def container(data: bytes) -> None:
+    """What is intact is the same to all that read the container, and what is written is what was read."""
+    (clip_container if holds_video(data) else picture_container)(data)
+
+
+def decode(data: bytes) -> None:
+    """Pixels come only from an intact file, or with problems told; they are the same by every way."""
+    (decode_clip if holds_video(data) else decode_picture)(data)
+
+
+def picture_container(data: bytes) -> None:
     """`unpack`, `salvage` and `describe` agree on what is intact, and `pack` writes what `unpack` reads."""
     file, salvaged, description = (attempt(read, data) for read in (unpack, salvage, describe))
     assert isinstance(description, NicError) == isinstance(file, NicError)
@@ -36,7 +48,21 @@ def container(data: bytes) -> None:
         assert unpack(pack(file)) == file
 
 
-def decode(data: bytes) -> None:
+def clip_container(data: bytes) -> None:
+    """`salvage_clip` and `describe` agree on what is intact, and what is packed is read back."""
+    file, description = attempt(salvage_clip, data), attempt(describe, data)
+    if isinstance(file, NicError):
+        assert isinstance(description, NicError)
+        return
+    assert isinstance(description, NicError) == bool(file.problems)
+    assert all(line and "\n" not in line for line in file.problems)
+    if not file.problems:
+        parts = [pack_start(file.header, file.clip, file.audio, file.weights), pack_end()]
+        parts[1:1] = [pack_group(index, file.groups[index]) for index in range(file.clip.groups)]
+        assert salvage_clip(b"".join(parts)) == file and not file.truncated
+
+
+def decode_picture(data: bytes) -> None:
     """A picture comes only from an intact file, or with problems told; it is the same by every way."""
     salvaged = attempt(salvage, data)
     if not isinstance(salvaged, NicError) and salvaged.header.width * salvaged.header.height > PIXELS:
@@ -54,6 +80,28 @@ def decode(data: bytes) -> None:
         assert streamed.problems == recovered.problems
         assert recovered.picture.pixels.shape[:2] == (salvaged.header.height, salvaged.header.width)
         assert isinstance(picture, NicError) == bool(recovered.problems)
+
+
+def decode_clip(data: bytes) -> None:
+    """All frames come only from an intact file, those of intact groups with problems told, or one alone."""
+    file = attempt(video.read, data)
+    if isinstance(file, NicError):
+        assert isinstance(attempt(video.verify, data), NicError)
+        return
+    header, clip = file.header, file.clip
+    if -(-header.width // 64) * -(-header.height // 64) * clip.frames > FRAMES:
+        return
+    error = attempt(video.verify, data)
+    frames = attempt(lambda file: list(video.decode_frames(file)), file)
+    assert isinstance(error, NicError) == (bool(file.problems) or isinstance(frames, NicError))
+    if isinstance(frames, list):
+        numbers = [index * clip.group + place for index in file.groups for place in range(clip.length(index))]
+        assert len(frames) == len(numbers) and (file.problems or len(numbers) == clip.frames)
+        ticks = [tick for tick, _ in frames]
+        assert ticks == sorted(set(ticks))
+        assert all(pixels.shape == (header.height, header.width, 3) for _, pixels in frames)
+        if frames:
+            assert np.array_equal(video.decode_one(file, numbers[-1]), frames[-1][1])
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {"container": container, "decode": decode}
