@@ -74,6 +74,11 @@ class ClipFile:
     problems: tuple[str, ...]
     truncated: bool  # no intact DONE was reached
 
+    @property
+    def network_lost(self) -> bool:
+        """Whether there was a WGTS that is not intact: without it, frames are only like those of the encoder."""
+        return self.weights is None and self.header.promises("WGTS")
+
 
 def pack_start(header: Header, clip: Clip, audio: bytes | None, weights: bytes | None) -> bytes:
     """Everything before the first group. Raises BadInput for a video that no file can hold."""

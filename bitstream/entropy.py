@@ -70,6 +70,11 @@ class Encoder:
             if model is not None:
                 self._coder.encode(batch, model)
 
+    @property
+    def words(self) -> int:
+        """How many words `finish` would give now."""
+        return int(self._coder.num_words())
+
     def finish(self) -> bytes:
         """The payload: little-endian 32-bit words, none if nothing cost any bits."""
         return bytes(self._coder.get_compressed().astype("<u4").tobytes())
@@ -107,6 +112,11 @@ class Decoder:
         """Whether words past the end of the payload may have decided a symbol, as they do where it was cut off."""
         words = self._mirror.finish()
         return words != self._payload and len(words) + 4 > len(self._payload)
+
+    def check(self) -> None:
+        """Raise BadFile if the symbols so far take more words than there are: `finish` for the way, at no cost."""
+        if self._mirror.words > len(self._payload) // 4 + 1:  # one more than at the end may seal what is not the end
+            raise BadFile("damaged cell: its words end before its symbols do")
 
     def finish(self) -> None:
         """Raise BadFile unless the payload is, to the last word, the one that codes the symbols read.

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -165,7 +166,9 @@ def _decompress_one(
     if data is not None and holds_video(data):
         if crop:
             raise UsageError("--crop is for pictures")
-        return _decompress_video(source, data, target, suffix.lower(), frame, refinement, partial, device, quiet)
+        return _decompress_video(
+            source, data, target, suffix.lower(), frame, refinement, partial, device, force, quiet
+        )
     if frame is not None:
         raise UsageError("--frame is for videos, and this is none")
     format = output_format(suffix)
@@ -207,6 +210,7 @@ def _decompress_video(
     refinement: "Refinement | None",
     partial: bool,
     device: str,
+    force: bool,
     quiet: bool,
 ) -> Done:
     from nic import video
@@ -218,19 +222,21 @@ def _decompress_video(
     size = f"{file.header.width}x{file.header.height}"
     if frame is not None:
         _save_picture(video.decode_one(file, frame, refinement=refinement, device=device), target, suffix)
-        return Done(() if quiet else (f"{source} -> {target}  {size}  frame {frame}",))
-    frames = video.decode_frames(file, refinement=refinement, device=device)
-    if "%" in target:
-        count = _write_pictures(frames, target, suffix)
-    elif suffix in WRITABLE:
-        count = _write_video(file, frames, target, suffix, quiet)
+        made, lost = f"frame {frame}", "that frame is whole"
+    elif "%" in target or suffix in WRITABLE:
+        frames = video.decode_frames(file, refinement=refinement, device=device)
+        if "%" in target:
+            count = _write_pictures(file, frames, target, suffix, force)
+        else:
+            count = _write_video(file, frames, target, suffix, quiet)
+        made, lost = f"{count} frames", f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
     if file.problems:
         more = f" (and {len(file.problems) - 1} more)" if len(file.problems) > 1 else ""
-        lost = f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
+        lost += "; pixels are not exact without the clip's network" if file.network_lost else ""
         raise Concealed(f"{file.problems[0]}{more}; {target} is written, {lost}")
-    return Done(() if quiet else (f"{source} -> {target}  {size}  {count} frames",))
+    return Done(() if quiet else (f"{source} -> {target}  {size}  {made}",))
 
 
 def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
@@ -241,18 +247,17 @@ def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
     write(target, picture.getvalue())
 
 
-def _write_pictures(frames: "Frames", target: str, suffix: str) -> int:
-    """One picture a frame, numbered from 0 in ``target``; returns how many."""
-    try:
-        first = target % 0
-    except (TypeError, ValueError):
-        first = target
-    if first == target or target % 1 == first:
+def _write_pictures(file: "ClipFile", frames: "Frames", target: str, suffix: str, force: bool) -> int:
+    """One picture a frame, with the frame's number, from 0, in ``target``; returns how many."""
+    if not re.fullmatch(r"([^%]|%%)*%0?\d{0,2}d([^%]|%%)*", target):
         raise UsageError(f"{target!r} has no place for one number, as in frames/%04d.png")
-    count = 0
-    for count, (_, pixels) in enumerate(frames, 1):
-        _save_picture(pixels, target % (count - 1), suffix)
-    return count
+    clip = file.clip
+    numbers = [index * clip.group + place for index in sorted(file.groups) for place in range(clip.length(index))]
+    for number in numbers:
+        check_target(target % number, force)
+    for number, (_, pixels) in zip(numbers, frames, strict=True):
+        _save_picture(pixels, target % number, suffix)
+    return len(numbers)
 
 
 def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, quiet: bool) -> int:

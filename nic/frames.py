@@ -144,6 +144,7 @@ def get_latents(model: Model, decoder: Decoder, height: int, width: int, level: 
     latents = None
     for rows, columns in cell_slices(height, width):
         cell = get_cell(model, decoder, rows.stop - rows.start, columns.stop - columns.start, level / 4)
+        decoder.check()  # before a false claim of a huge frame costs time and memory
         if latents is None:
             latents = cell.new_empty(1, cell.shape[1], height, width)
         latents[:, :, rows, columns] = cell / UNIT

@@ -1,31 +1,40 @@
 """Videos in other formats: the only place that reads and writes their containers (PyAV, that is ffmpeg).
 
-Frames are 8-bit RGB and upright: a rotation in the container is applied, as the EXIF orientation is to pictures. Audio
-is copied, never decoded; a .nic file keeps it as a Matroska file of its own.
+Frames are 8-bit RGB, upright and whole: a rotation in the container is applied, as the EXIF orientation is to pictures,
+and interlaced frames are deinterlaced, one frame from each. Audio is copied, never decoded; a .nic file keeps it as a
+Matroska file of its own.
 """
 
 import io
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any, cast
 
 import av
+import av.filter
 import numpy as np
 
 from nic.bitstream.limits import MAX_FRAMES
-from nic.errors import BadInput, NicError, UsageError
+from nic.errors import BadInput, NicError, OutputExists, UsageError
 
 __all__ = ["SUFFIXES", "WRITABLE", "ClipWriter", "Source", "looks_like_video"]
 
 SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv .y4m".split())
+CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg,yuv4mpegpipe"  # playlists would open other files
 # What frames become in each container: encoder, pixel format, options. Matroska is lossless, the others nearly so.
 WRITABLE: dict[str, tuple[str, str, dict[str, str]]] = {
     ".mkv": ("ffv1", "bgr0", {"level": "3"}),
     ".mov": ("libx264", "yuv420p", {"crf": "10"}),
     ".mp4": ("libx264", "yuv420p", {"crf": "10"}),
 }
+DEINTERLACER = ("bwdif", "mode=send_frame:deint=interlaced")  # frames that are not flagged interlaced stay as they are
+ASPECT_MAX = 50  # of a pixel's width over its height or the reverse; what is beyond is taken for an error
+TICKS = 2**31  # longer videos get coarser timestamps; the format allows twice as many
+FAILURES = (OSError, ValueError, OverflowError, av.FFmpegError)  # what PyAV raises
 BT601 = 5  # AVCOL_SPC_BT470BG: the matrix that swscale uses where a frame names none
 PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"jxl ", b"jp2 ")
 
@@ -45,9 +54,27 @@ def reading() -> Iterator[None]:
         yield
     except NicError:
         raise
-    except (OSError, ValueError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadInput(f"cannot be read as a video: {' '.join(reason.split())}") from error
+    except FAILURES as error:
+        raise BadInput(f"cannot be read as a video: {reason(error)}") from error
+
+
+@contextmanager
+def writing(suffix: str) -> Iterator[None]:
+    """Give OutputExists for whatever ffmpeg raises."""
+    try:
+        yield
+    except FAILURES as error:
+        raise OutputExists(f"a {suffix} of this video cannot be written: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why ffmpeg fails, in one line."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+def opened(path: str) -> Any:
+    """A file, whatever its name looks like, and nothing that it refers to."""
+    return av.open(f"file:{path}", options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"})
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,7 @@ class Source:
         width, height: of the upright frames.
         ticks: timestamps of the frames in units of ``tick`` seconds, from 0, ascending.
         aspect: width of a pixel over its height.
+        interlaced: whether some frames were, and are deinterlaced.
         notes: what of the file is not kept, one line each.
     """
 
@@ -68,6 +96,7 @@ class Source:
     ticks: tuple[int, ...]
     tick: Fraction
     aspect: Fraction
+    interlaced: bool
     begin: Fraction  # seconds of the first frame in the file
     end: Fraction | None  # seconds at which the last one ends, where frames follow it
     notes: tuple[str, ...]
@@ -78,7 +107,8 @@ class Source:
         stamps: list[int | None] = []
         notes: list[str] = []
         size: tuple[int, int] | None = None
-        with reading(), av.open(path) as container:
+        interlaced = False
+        with reading(), opened(path) as container:
             stream = video_stream(container)
             tick = stream.time_base or Fraction(1, 1000)
             aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -95,8 +125,7 @@ class Source:
                         notes.append(f"{frame.format.components[0].bits}-bit samples become 8-bit")
                     if any(component.is_alpha for component in frame.format.components):
                         notes.append("the alpha channel is dropped")
-                    if frame.interlaced_frame:
-                        notes.append("interlaced frames are kept as they are, both fields in one")
+                interlaced = interlaced or frame.interlaced_frame
                 if shape != size:
                     raise BadInput(f"frame {len(stamps) - 1} is {shape[0]}x{shape[1]}, the first {size[0]}x{size[1]}")
             rate = stream.average_rate
@@ -107,35 +136,41 @@ class Source:
         if not 0 <= first < (len(stamps) if last is None else min(last, len(stamps))):
             raise UsageError(f"--frames {first}:{'' if last is None else last} names no frame of {len(stamps)}")
         chosen = [int(stamp) for stamp in stamps[first:last] if stamp is not None]
-        ticks = [0]
+        if interlaced:
+            notes.append("interlaced frames are deinterlaced, one frame from each")
+        begin, coarser = chosen[0] * tick, 1 + (max(chosen) - chosen[0]) // TICKS
+        ticks, tick = [0], tick * coarser
         for stamp in chosen[1:]:
-            ticks.append(max(ticks[-1] + 1, stamp - chosen[0]))
-        aspect = (aspect or Fraction(1)).limit_denominator(1000)
-        begin = chosen[0] * tick
+            ticks.append(max(ticks[-1] + 1, (stamp - chosen[0]) // coarser))
+        aspect = aspect.limit_denominator(1000) if 1 / ASPECT_MAX <= aspect <= ASPECT_MAX else Fraction(1)
         end = None if last is None or last >= len(stamps) else begin + (ticks[-1] + mean_step(ticks)) * tick
-        return cls(path, first, *size, tuple(ticks), tick, aspect, begin, end, tuple(notes))
+        return cls(path, first, *size, tuple(ticks), tick, aspect, interlaced, begin, end, tuple(notes))
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """The frames [H, W, 3] uint8 from ``start`` on."""
-        with reading(), av.open(self.path) as container:
+        """The frames [H, W, 3] uint8 from ``start`` on. Raises BadInput, also where the file has become shorter."""
+        count, end = 0, self.first + len(self.ticks)
+        with reading(), opened(self.path) as container:
             stream = video_stream(container)
-            stream.thread_type = "AUTO"
-            for index, frame in enumerate(container.decode(stream)):
-                if index >= self.first + len(self.ticks):
-                    return
-                if index >= self.first + start:
+            frames = container.decode(stream)
+            for count, frame in enumerate(deinterlaced(frames, stream) if self.interlaced else frames, 1):
+                if count > self.first + start:
                     yield upright(frame)
+                if count == end:
+                    return
+        raise BadInput(f"the video has changed: it ends after {count} frames, and there were {end} or more")
 
     def audio(self) -> bytes | None:
         """The first audio track of these frames' time as a Matroska file; None without one."""
         buffer = io.BytesIO()
-        with reading(), av.open(self.path) as container:
+        with reading(), opened(self.path) as container:
             if not container.streams.audio:
                 return None
             with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as copy:
-                if not copy_audio(container, copy, self.begin, self.end):
-                    return None
-        return buffer.getvalue()
+                count = 0
+                for packet in audio_packets(container, copy, self.begin, self.end):
+                    copy.mux(packet)
+                    count += 1
+        return buffer.getvalue() if count else None
 
 
 def mean_step(ticks: Sequence[int]) -> Fraction:
@@ -143,11 +178,23 @@ def mean_step(ticks: Sequence[int]) -> Fraction:
 
 
 def video_stream(container: Any) -> Any:
-    """The first video track that is no cover picture."""
+    """The first video track that is no cover picture, to be decoded with several threads."""
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition):
+            stream.thread_type = "AUTO"
             return stream
     raise BadInput("holds no video")
+
+
+def deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
+    """As many frames in their order; those that are interlaced get every second line from what is around it."""
+    graph = av.filter.Graph()
+    graph.link_nodes(graph.add_buffer(template=stream), graph.add(*DEINTERLACER), graph.add("buffersink")).configure()
+    for frame in chain(frames, [None]):
+        graph.push(frame)
+        with suppress(BlockingIOError, EOFError):
+            while True:
+                yield graph.pull()
 
 
 def upright(frame: Any) -> np.ndarray:
@@ -156,11 +203,10 @@ def upright(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(turned)
 
 
-def copy_audio(container: Any, copy: Any, begin: Fraction, end: Fraction | None) -> int:
-    """Copies the packets of the first audio track that start from ``begin`` to ``end`` (seconds); returns how many."""
+def audio_packets(container: Any, copy: Any, begin: Fraction, end: Fraction | None) -> Iterator[Any]:
+    """The packets of the first audio track from ``begin`` to ``end`` (seconds), for a new track of ``copy``."""
     source = container.streams.audio[0]
     target = copy.add_stream_from_template(source)
-    copied = 0
     for packet in container.demux(source):
         if packet.pts is None:
             continue
@@ -171,9 +217,7 @@ def copy_audio(container: Any, copy: Any, begin: Fraction, end: Fraction | None)
         packet.pts -= shift
         packet.dts = packet.pts if packet.dts is None else packet.dts - shift
         packet.stream = target
-        copy.mux(packet)
-        copied += 1
-    return copied
+        yield packet
 
 
 class ClipWriter:
@@ -184,36 +228,53 @@ class ClipWriter:
         if suffix not in WRITABLE:
             raise UsageError(f"cannot write a video as {suffix or 'no suffix'!r}: use {', '.join(WRITABLE)}")
         encoder, pixels, options = WRITABLE[suffix]
-        self.container = cast(Any, av.open(path, "w", format={".mkv": "matroska"}.get(suffix, suffix[1:])))
-        self.stream = self.container.add_stream(encoder, options=options)
-        self.stream.width, self.stream.height = width, height
-        even = width % 2 == height % 2 == 0
-        self.pixels = pixels if even or pixels == "bgr0" else "yuv444p"  # 4:2:0 needs even sides
-        self.stream.pix_fmt = self.pixels
-        self.stream.codec_context.time_base = self.tick = tick
-        self.stream.codec_context.sample_aspect_ratio = aspect
-        if self.pixels != "bgr0":
-            self.stream.codec_context.colorspace = BT601
-        self.audio: bytes | None = None
+        self.suffix, self.tick = suffix, tick
+        self.sound: Iterator[Any] = iter(())  # packets of audio
+        self.packet: Any = None  # the next one
+        with writing(suffix):
+            self.container = cast(Any, av.open(path, "w", format={".mkv": "matroska"}.get(suffix, suffix[1:])))
+            self.stream = self.container.add_stream(encoder, options=options)
+            self.stream.width, self.stream.height = width, height
+            even = width % 2 == height % 2 == 0
+            self.pixels = pixels if even or pixels == "bgr0" else "yuv444p"  # 4:2:0 needs even sides
+            self.stream.pix_fmt = self.pixels
+            self.stream.codec_context.time_base = tick
+            self.stream.codec_context.sample_aspect_ratio = aspect
+            if self.pixels != "bgr0":
+                self.stream.codec_context.colorspace = BT601
 
     def __enter__(self) -> "ClipWriter":
         return self
 
     def add_audio(self, matroska: bytes) -> None:
-        """Copies the track of ``Source.audio``. Raises UsageError where the container cannot hold it."""
+        """Copies the track of ``Source.audio``, before any frame. Raises UsageError if the container cannot hold it."""
         try:
-            with av.open(io.BytesIO(matroska)) as track:
-                copy_audio(track, self.container, Fraction(0), None)
-        except (OSError, ValueError, av.FFmpegError) as error:
-            raise UsageError(f"the audio does not fit this container ({error}): write .mkv") from error
+            track = av.open(io.BytesIO(matroska))
+            self.sound = audio_packets(track, self.container, Fraction(0), None)
+            self.packet = next(self.sound, None)
+            self.container.start_encoding()
+        except (*FAILURES, IndexError) as error:
+            raise UsageError(f"the audio does not fit this container ({reason(error)}): write .mkv") from error
 
     def add(self, pixels: np.ndarray, tick: int) -> None:
-        """Appends a frame [H, W, 3] uint8."""
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=self.pixels)
-        frame.pts, frame.time_base = tick, self.tick
-        self.container.mux(self.stream.encode(frame))
+        """Appends a frame [H, W, 3] uint8, and the audio before it."""
+        with writing(self.suffix):
+            self.copy_audio(tick * self.tick)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=self.pixels)
+            frame.pts, frame.time_base = tick, self.tick
+            self.container.mux(self.stream.encode(frame))
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is None:
+        if error[0] is not None:
+            with suppress(*FAILURES):
+                self.container.close()
+            return
+        with writing(self.suffix), self.container:
             self.container.mux(self.stream.encode(None))
-        self.container.close()
+            self.copy_audio(math.inf)
+
+    def copy_audio(self, until: Fraction | float) -> None:
+        """Up to a time in seconds, so that what belongs together is near each other in the file."""
+        while self.packet is not None and self.packet.pts * self.packet.time_base <= until:
+            self.container.mux(self.packet)
+            self.packet = next(self.sound, None)

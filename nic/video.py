@@ -18,7 +18,7 @@ from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS
 from nic.codec import LEVELS, load_model
-from nic.errors import BadFile, NicError, UsageError
+from nic.errors import BadFile, NicError, OutputExists, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
 from nic.media import Source
 from nic.models import store
@@ -97,10 +97,12 @@ def compress(
     """Writes a video into the file ``target`` at a quality (0 to 100), or near bits per pixel or bytes of the file.
 
     The bytes so far are in ``target``.part; with ``resume``, its finished groups of the same settings are taken over.
-    Raises UsageError, BadInput, and OSError where the files cannot be written.
+    Raises UsageError, BadInput, OutputExists for a target that is no file, and OSError where it cannot be written.
     """
     if sum(option is not None for option in (bpp, size)) > 1:
         raise UsageError("give only one of bpp and size")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OutputExists(f"{target} is no file, and a video cannot be written to anything else")
     model = model_of_clips(store.VIDEO, device)
     encoder = ClipEncoder(source, model, EFFORTS[effort])
     track = source.audio() if audio else None
@@ -112,7 +114,11 @@ def compress(
         level = encoder.search(size - len(track or b""))
     part = Path(f"{target}.part")
     job = Job(encoder, level, track, part, progress)
-    job.run(resume)
+    try:
+        job.run(resume)
+    except NicError:
+        part.unlink(missing_ok=True)
+        raise
     with part.open("ab") as file:
         file.write(pack_end())
     os.replace(part, target)
@@ -153,23 +159,23 @@ class ClipEncoder:
             aspect_den=aspect.denominator,
         )
 
-    def groups(self, start: int = 0) -> Iterator[tuple[int, list[np.ndarray], GroupMotion]]:
-        """Index, frames and motion of each group from ``start`` on."""
+    def groups(self, start: int = 0) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Index and frames of each group from ``start`` on."""
         frames = self.source.frames(start * self.length)
-        index = start
         while group := list(islice(frames, self.length)):
-            if index in self.kept:
-                yield index, *self.kept[index]
-            else:
-                yield index, group, GroupMotion.search(self.model, group, SPAN)
-            index += 1
+            yield start, group
+            start += 1
+
+    def motion(self, index: int, frames: list[np.ndarray]) -> GroupMotion:
+        """The motion of a group."""
+        return self.kept[index][1] if index in self.kept else GroupMotion.search(self.model, frames, SPAN)
 
     def sampled(self) -> list[tuple[list[np.ndarray], GroupMotion]]:
         """The groups that stand for the video: evenly spread, or all."""
         count = -(-len(self.source.ticks) // self.length)
         wanted = {round((i + 0.5) * count / FIT_GROUPS - 0.5) for i in range(FIT_GROUPS)}
         if not self.kept:
-            self.kept = {index: (frames, motion) for index, frames, motion in self.groups() if index in wanted}
+            self.kept = {i: (frames, self.motion(i, frames)) for i, frames in self.groups() if i in wanted}
         return list(self.kept.values())
 
     def search(self, size: int) -> int:
@@ -272,8 +278,8 @@ class Job:
             self.part.write_bytes(pack_start(header, clip, self.audio, weights))
         self.size, self.coded = self.part.stat().st_size, start * clip.group
         model = apply_weights(encoder.model, weights)
-        for index, frames, motion in encoder.groups(start):
-            group = self.encode(model, index, frames, motion, header, clip)
+        for index, frames in encoder.groups(start):
+            group = self.encode(model, index, frames, encoder.motion(index, frames), header, clip)
             with self.part.open("ab") as file:
                 file.write(pack_group(index, group))
             self.size = self.part.stat().st_size
@@ -286,7 +292,8 @@ class Job:
         except (OSError, NicError):
             return None
         whole = found.groups.keys() == set(range(len(found.groups)))
-        if (found.header, found.clip, found.audio) != (header, clip, self.audio) or not whole:
+        same = (found.header, found.clip, found.audio) == (header, clip, self.audio)
+        if not same or not whole or found.network_lost:
             return None
         start = pack_start(header, clip, self.audio, found.weights)
         self.part.write_bytes(start + b"".join(pack_group(i, found.groups[i]) for i in range(len(found.groups))))
@@ -340,8 +347,10 @@ def decode_frames(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Timestamp in ticks and pixels [H, W, 3] uint8 of every frame whose group is intact, maybe refined.
 
-    Raises BadFile, UsageError for a refinement that shall be consistent.
+    Raises BadFile, also if no group is intact, and UsageError for a refinement that shall be consistent.
     """
+    if not file.groups:
+        raise BadFile("damaged file: no group of frames is intact")
     model = network(file, device)
     for _, group in sorted(file.groups.items()):
         for index, pixels in decode_group(model, file, group):

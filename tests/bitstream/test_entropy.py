@@ -77,7 +77,19 @@ def test_get_restores_what_put_coded(seed: int, sizes: list[int], batch_lengths:
         decoded = decoder.get(classes)
         assert decoded.dtype == np.int32
         np.testing.assert_array_equal(decoded, symbols)
+        decoder.check()
     decoder.finish()
+
+
+def test_symbols_beyond_the_words_are_noticed_on_the_way() -> None:
+    tables = tables_of(*EXAMPLE_TABLES)
+    decoder = Decoder(tables, EXAMPLE_PAYLOAD)
+    decoder.get(EXAMPLE_CLASSES)
+    decoder.check()
+    with pytest.raises(BadFile, match="end before"):
+        for _ in range(40):  # at least three bits each
+            decoder.get(EXAMPLE_CLASSES)
+            decoder.check()
 
 
 def test_rate_is_ideal() -> None:
