@@ -160,16 +160,21 @@ class Source:
         raise BadInput(f"the video has changed: it ends after {count} frames, and there were {end} or more")
 
     def audio(self) -> bytes | None:
-        """The first audio track of these frames' time as a Matroska file; None without one."""
-        buffer = io.BytesIO()
+        """The first audio track of these frames' time as a Matroska file; None without one.
+
+        Raises BadInput, also for a track that Matroska does not hold.
+        """
+        buffer, count = io.BytesIO(), 0
         with reading(), opened(self.path) as container:
             if not container.streams.audio:
                 return None
-            with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as copy:
-                count = 0
-                for packet in audio_packets(container, copy, self.begin, self.end):
-                    copy.mux(packet)
-                    count += 1
+            try:
+                with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as copy:
+                    for packet in audio_packets(container, copy, self.begin, self.end):
+                        copy.mux(packet)
+                        count += 1
+            except FAILURES as error:
+                raise BadInput(f"its audio track cannot be kept ({reason(error)}): use --no-audio") from error
         return buffer.getvalue() if count else None
 
 

@@ -1,0 +1,234 @@
+"""What is odd about videos in other formats, on their way in and out."""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.filter
+import numpy as np
+import pytest
+import skimage.data
+
+from nic import video
+from nic.errors import BadInput, OutputExists, UsageError
+from nic.media import TICKS, ClipWriter, Source
+
+WIDTH, HEIGHT = 128, 96
+
+
+def still(index: int) -> np.ndarray:
+    """A photograph that moves by 8 pixels a frame."""
+    photo = skimage.data.astronaut()
+    return np.ascontiguousarray(photo[50 : 50 + HEIGHT, 100 + 8 * index : 100 + WIDTH + 8 * index])
+
+
+def psnr(frames: list[np.ndarray], others: list[np.ndarray]) -> float:
+    return float(np.mean([video.psnr(a, b) for a, b in zip(frames, others, strict=True)]))
+
+
+def woven(count: int) -> list[np.ndarray]:
+    """Frames of two fields each, the upper one first, taken one after another."""
+    frames = [still(2 * index) for index in range(count)]
+    for index, frame in enumerate(frames):
+        frame[1::2] = still(2 * index + 1)[1::2]
+    return frames
+
+
+def flagged(frames: list[np.ndarray]) -> Iterator[Any]:
+    """Frames for an encoder that codes fields."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=WIDTH, height=HEIGHT, format="yuv420p", time_base=Fraction(1, 25))
+    graph.link_nodes(source, graph.add("setfield", "tff"), graph.add("buffersink")).configure()
+    for tick, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = tick, Fraction(1, 25)
+        graph.push(frame)
+        yield graph.pull()
+
+
+def write_interlaced(path: Path, codec: str, frames: list[np.ndarray]) -> str:
+    options = {"flags": "+ildct+ilme"} | ({"crf": "1"} if codec == "libx264" else {"qmin": "1", "q": "1"})
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 8_000_000
+        for frame in flagged(frames):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def write_plain(path: Path, frames: list[np.ndarray], tick: Fraction = Fraction(1, 25), step: int = 1) -> str:
+    height, width, _ = frames[0].shape
+    with ClipWriter(str(path), path.suffix, width, height, tick, Fraction(1)) as writer:
+        for index, pixels in enumerate(frames):
+            writer.add(pixels, index * step)
+    return str(path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mpg", "mpeg2video"), ("a.ts", "libx264"), ("a.mkv", "mpeg4")])
+def test_interlaced_frames_are_deinterlaced(tmp_path: Path, name: str, codec: str) -> None:
+    """One frame from each, at its time, nearer to what the camera saw than both fields in one."""
+    fields = woven(6)
+    source = Source.open(write_interlaced(tmp_path / name, codec, fields))
+    assert [tick * source.tick for tick in source.ticks] == [Fraction(index, 25) for index in range(6)]
+    assert any("deinterlaced" in note for note in source.notes)
+    frames, whole = list(source.frames()), [still(2 * index) for index in range(6)]
+    assert psnr(frames, whole) > psnr(fields, whole) + 8
+    part = Source.open(source.path, 2, 5)
+    assert all(np.array_equal(a, b) for a, b in zip(part.frames(1), frames[3:5], strict=True))
+
+
+def test_one_interlaced_frame(tmp_path: Path) -> None:
+    source = Source.open(write_interlaced(tmp_path / "a.mkv", "libx264", woven(1)))
+    assert len(list(source.frames())) == len(source.ticks) == 1
+
+
+def test_progressive_frames_are_left_as_they_are(tmp_path: Path) -> None:
+    frames = [still(index) for index in range(3)]
+    source = Source.open(write_plain(tmp_path / "a.mkv", frames))
+    assert not source.interlaced and source.notes == ()
+    assert all(np.array_equal(a, b) for a, b in zip(source.frames(), frames, strict=True))
+
+
+def test_timestamps_too_fine_for_the_format(tmp_path: Path) -> None:
+    step = 2**28  # a second
+    path = write_plain(tmp_path / "a.mov", [still(0)[:8, :8]] * 12, Fraction(1, step), step)
+    source = Source.open(path)
+    assert source.ticks[-1] <= TICKS
+    assert [float(tick * source.tick) for tick in source.ticks] == pytest.approx(range(12), abs=1e-6)
+    video.compress(source, str(tmp_path / "a.nic"), quality=0, effort=1)
+    assert video.read((tmp_path / "a.nic").read_bytes()).groups[0].ticks == source.ticks
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [(Fraction(16, 15), Fraction(16, 15)), (Fraction(65535), Fraction(1)), (Fraction(1, 65535), Fraction(1))],
+)
+def test_pixel_aspect(tmp_path: Path, written: Fraction, read: Fraction) -> None:
+    path = str(tmp_path / "a.mp4")
+    with ClipWriter(path, ".mp4", 64, 64, Fraction(1, 25), written) as writer:
+        writer.add(np.zeros((64, 64, 3), np.uint8), 0)
+    assert Source.open(path).aspect == read
+
+
+def test_a_video_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    source = Source.open(write_plain(tmp_path / "a.mkv", [still(index) for index in range(9)]))
+    data = Path(source.path).read_bytes()
+    Path(source.path).write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadInput, match="changed|cannot be read"):
+        video.compress(source, str(tmp_path / "a.nic"), quality=0, effort=1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.mkv"]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_damaged_video_is_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    """Never anything but a NicError, and never fewer frames than were counted."""
+    path = tmp_path / f"a{suffix}"
+    data = Path(write_plain(path, [still(index) for index in range(9)])).read_bytes()
+    chance = np.random.default_rng(0)
+    counts = []
+    for _ in range(40):
+        damaged = np.frombuffer(data, np.uint8)[: chance.integers(len(data) // 2, 2 * len(data))].copy()
+        damaged[chance.integers(len(damaged), size=chance.integers(3))] ^= 0x55
+        path.write_bytes(damaged.tobytes())
+        try:
+            source = Source.open(str(path))
+            counts.append(len(list(source.frames())))
+            assert counts[-1] == len(source.ticks)
+        except BadInput as error:
+            assert "\n" not in str(error)
+    assert 9 in counts and (min(counts) < 9 or len(counts) < 40)
+
+
+@pytest.mark.parametrize("playlist", ["ffconcat version 1.0\nfile {0}\n", "#EXTM3U\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n"])
+def test_playlists_are_no_videos(tmp_path: Path, playlist: str) -> None:
+    """A file from a stranger opens no other files."""
+    write_plain(tmp_path / "secret.mp4", [still(0)])
+    (tmp_path / "a.mp4").write_text(playlist.format("secret.mp4"))
+    with pytest.raises(BadInput):
+        Source.open(str(tmp_path / "a.mp4"))
+
+
+def test_names_that_look_like_protocols(tmp_path: Path) -> None:
+    path = Path(write_plain(tmp_path / "a.mkv", [still(0)])).rename(tmp_path / "http:b.mkv")
+    assert len(Source.open(str(path)).ticks) == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "width", "tick", "ticks"),
+    [
+        (".mkv", 16, Fraction(1, 2**32 - 1), [0]),
+        (".mov", 16, Fraction(2**32 - 1), [0]),
+        (".mp4", 17000, Fraction(1, 25), [0]),
+        (".mp4", 16, Fraction(1, 25), [0, 1, 2**32 - 1]),
+        (".mkv", 16, Fraction(1, 25), [5, 4]),
+    ],
+)
+def test_what_a_container_cannot_hold(
+    tmp_path: Path, suffix: str, width: int, tick: Fraction, ticks: list[int]
+) -> None:
+    with (
+        pytest.raises(OutputExists, match=suffix),
+        ClipWriter(str(tmp_path / "a"), suffix, width, 2, tick, Fraction(1)) as writer,
+    ):
+        for time in ticks:
+            writer.add(np.zeros((2, width, 3), np.uint8), time)
+
+
+def sound(seconds: int, codec: str = "pcm_s16le") -> bytes:
+    sample_format, kind = ("u8", np.uint8) if codec == "pcm_u8" else ("s16", np.int16)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        track: Any = container.add_stream(codec, rate=8000, layout="mono")
+        for index in range(seconds):
+            silence = np.zeros((1, 8000), kind)
+            samples = av.AudioFrame.from_ndarray(silence, format=sample_format, layout="mono")
+            samples.sample_rate, samples.pts = 8000, 8000 * index
+            container.mux(track.encode(samples))
+        container.mux(track.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mov"])
+def test_audio_lies_beside_its_frames(tmp_path: Path, suffix: str) -> None:
+    path = str(tmp_path / f"a{suffix}")
+    with ClipWriter(path, suffix, WIDTH, HEIGHT, Fraction(1), Fraction(1)) as writer:
+        writer.add_audio(sound(40))
+        for tick in range(40):
+            writer.add(still(0), tick)
+    reached = {"audio": 0.0, "video": 0.0}
+    with av.open(path) as container:
+        for packet in container.demux():
+            if packet.dts is not None:
+                reached[packet.stream.type] = float(packet.dts * (packet.time_base or 0))
+                assert abs(reached["audio"] - reached["video"]) < 4
+    assert min(reached.values()) > 35
+
+
+def test_audio_that_does_not_fit(tmp_path: Path) -> None:
+    for track in (sound(1, "pcm_u8"), b"audio"):
+        with (
+            pytest.raises(UsageError, match=r"write \.mkv"),
+            ClipWriter(str(tmp_path / "a"), ".mp4", 16, 16, Fraction(1), Fraction(1)) as writer,
+        ):
+            writer.add_audio(track)
+
+
+def test_audio_that_cannot_be_kept(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.avi")
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        track: Any = container.add_stream("pcm_mulaw", rate=8000, layout="mono")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(still(0), format="rgb24")))
+        container.mux(track.encode(samples))
+        container.mux([*stream.encode(None), *track.encode(None)])
+    source = Source.open(path)
+    with pytest.raises(BadInput, match="--no-audio"):
+        source.audio()
+    assert len(list(source.frames())) == 1
