@@ -1,6 +1,7 @@
 """Videos: made by code with PyAV, coded, damaged, cut, and read back."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from PIL import Image
 
-from nic import video
-from nic.bitstream.clip import salvage_clip
-from nic.bitstream.container import chunks
+from nic import frames, video
+from nic.bitstream.clip import Clip, Group, pack_end, pack_group, pack_start, salvage_clip
+from nic.bitstream.container import chunks, pack_chunk
+from nic.bitstream.header import Header, Kind, Mode
+from nic.cells import get_cell
 from nic.cli.main import cli
 from nic.codec import load_model
 from nic.errors import BadFile, BadInput, UsageError
@@ -220,7 +224,122 @@ def test_damaged_group_is_told_and_the_rest_plays(groups: bytes, tmp_path: Path)
     assert Source.open(str(tmp_path / "out.mkv")).ticks[3] == TICKS[6]
     result = nic("decompress", tmp_path / "clip.nic", tmp_path / "f.png", "--frame", 4)
     assert result.exit_code == 4 and "group 1 is damaged" in result.stderr
+    result = nic("decompress", tmp_path / "clip.nic", tmp_path / "f.png", "--frame", 6)
+    assert result.exit_code == 7 and "that frame is whole" in result.stderr
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "f.png")), whole[6])
     assert nic("verify", tmp_path / "clip.nic").exit_code == 4
+
+
+def test_numbered_pictures_keep_their_numbers(groups: bytes, tmp_path: Path) -> None:
+    damaged = bytearray(groups)
+    damaged[places(groups)["GRUP"][1]] ^= 4
+    (tmp_path / "clip.nic").write_bytes(damaged)
+    pictures = tmp_path / "pictures"
+    assert nic("decompress", tmp_path / "clip.nic", pictures / "%d.png").exit_code == 7
+    assert sorted(path.name for path in pictures.iterdir()) == [f"{i}.png" for i in (0, 1, 2, 6, 7, 8)]
+    for number in (0, 1, 2, 7, 8):
+        (pictures / f"{number}.png").unlink()
+    result = nic("decompress", tmp_path / "clip.nic", pictures / "%d.png")
+    assert result.exit_code == 6 and "6.png exists" in result.stderr and len(list(pictures.iterdir())) == 1
+    assert nic("decompress", "-f", tmp_path / "clip.nic", pictures / "%d.png").exit_code == 7
+
+
+def test_no_group_is_intact(groups: bytes, tmp_path: Path) -> None:
+    damaged = bytearray(groups)
+    for place in places(groups)["GRUP"]:
+        damaged[place] ^= 4
+    (tmp_path / "clip.nic").write_bytes(damaged)
+    for output in ("out.mkv", "%d.png"):
+        result = nic("decompress", tmp_path / "clip.nic", tmp_path / output)
+        assert result.exit_code == 4 and "no group" in result.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "clip.nic"]
+
+
+def with_weights(groups: bytes) -> tuple[bytes, bytes]:
+    """A video with a network of its own, and the same without the chunk that holds it."""
+    file = salvage_clip(groups)
+    model = load_model(store.VIDEO, "cpu")
+    name, value = next(iter(model.synthesis.named_parameters()))
+    weights = encode_weights(model, {name: torch.full_like(value, 5)}, {name: 8})
+    start = pack_start(file.header, file.clip, file.audio, weights)
+    chunk = pack_chunk("WGTS", weights)
+    rest = b"".join(pack_group(index, group) for index, group in file.groups.items())
+    return start + rest + pack_end(), start.replace(chunk, b"") + rest + pack_end()
+
+
+def test_a_lost_network_is_told(groups: bytes, tmp_path: Path) -> None:
+    for data, code in zip(with_weights(groups), (0, 7), strict=True):
+        (tmp_path / "clip.nic").write_bytes(data)
+        for output in (("f.png", "--frame", 0), ("out.mkv",)):
+            result = nic("decompress", "-f", tmp_path / "clip.nic", tmp_path / output[0], *output[1:])
+            assert result.exit_code == code and ("not exact" in result.stderr) == bool(code)
+        assert nic("verify", tmp_path / "clip.nic").exit_code == (4 if code else 0)
+
+
+def test_a_part_file_without_its_network_is_not_taken(groups: bytes, clip: Path, tmp_path: Path) -> None:
+    part = tmp_path / "clip.nic.part"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "GROUP", 3)
+        encoder = video.ClipEncoder(Source.open(str(clip)), load_model(store.VIDEO, "cpu"), video.EFFORTS[1])
+        for data, found in zip(with_weights(groups), (True, False), strict=True):
+            part.write_bytes(data)
+            file = salvage_clip(groups)
+            job = video.Job(encoder, round(0.3 * 252), file.audio, part, lambda progress: None)
+            assert (job.resumed(file.header, file.clip) is not None) == found
+
+
+@pytest.mark.parametrize("words", [b"", b"\0\0\0\0"])
+def test_a_huge_claim_costs_little(words: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16384x16384 pixels in 90 bytes, every checksum right: refused at the first cell of 256."""
+    cells = 0
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal cells
+        cells += 1
+        return get_cell(*arguments)
+
+    monkeypatch.setattr(frames, "get_cell", counted)
+    header = Header(Kind.VIDEO, Mode.FIDELITY, 16384, 16384, 3, 8, 126, load_model(store.VIDEO, "cpu").id)
+    start = pack_start(header, Clip(2, 2, 8, 126, 126, 126, 1, 25), None, None)
+    with pytest.raises(BadFile):
+        video.verify(start + pack_group(0, Group((0, 1), (words, words))) + pack_end())
+    assert cells == 1
+
+
+def test_groups_that_go_back_in_time_are_told(groups: bytes) -> None:
+    file = salvage_clip(groups)
+    late = Group(tuple(tick + 1000 for tick in file.groups[0].ticks), file.groups[0].frames)
+    parts = [pack_group(index, group) for index, group in {**file.groups, 0: late}.items()]
+    told = salvage_clip(pack_start(file.header, file.clip, file.audio, None) + b"".join(parts) + pack_end())
+    assert told.groups.keys() == {0} and all("starts at tick" in problem for problem in told.problems)
+
+
+def test_chunks_of_a_picture_are_damage_in_a_video(groups: bytes) -> None:
+    """As of a file that was pasted into another one: the rest plays, and no newer nic is asked for."""
+    clip_chunk = pack_chunk("CLIP", next(chunk.payload for chunk in chunks(groups) if chunk.tag == "CLIP"))
+    for stranger in (pack_chunk("CELL", b"\0"), clip_chunk):
+        file = salvage_clip(groups.replace(pack_end(), stranger + pack_end()))
+        assert len(file.problems) == 1 and "does not belong" in file.problems[0] and len(file.groups) == 3
+
+
+def test_only_sampled_groups_are_searched_for_motion(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "GROUP", 2)
+    searched = []
+    search_motion = video.GroupMotion.search
+    monkeypatch.setattr(
+        video.GroupMotion, "search", lambda *arguments: (searched.append(1), search_motion(*arguments))[1]
+    )
+    encoder = video.ClipEncoder(Source.open(str(clip)), load_model(store.VIDEO, "cpu"), video.EFFORTS[1])
+    encoder.bytes_at(0)
+    assert len(searched) == video.FIT_GROUPS
+
+
+def test_a_video_is_written_to_files_only(clip: Path, tmp_path: Path) -> None:
+    """And not over /dev/null, which a file of this name would replace."""
+    os.mkfifo(tmp_path / "pipe")
+    result = nic("compress", "-f", clip, tmp_path / "pipe", "-e", 1)
+    assert result.exit_code == 6 and "is no file" in result.stderr
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_cut_file(groups: bytes, tmp_path: Path) -> None:
@@ -297,8 +416,6 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
 
 
 def test_pictures_are_no_videos(tmp_path: Path, photo: np.ndarray) -> None:
-    from PIL import Image
-
     for suffix in (".avif", ".png", ".jpg", ".webp"):
         path = tmp_path / f"photo{suffix}"
         Image.fromarray(photo).save(path)
