@@ -118,7 +118,8 @@ def compress(
     One line a file goes to stderr: width, height, size, bits per pixel, speed.
 
     A video (MP4, Matroska, WebM, MOV, AVI, ...) becomes one .nic file, too, with its timestamps and its first audio
-    track. With --resume, an interrupted video goes on behind the last group of frames in OUT.part.
+    track; interlaced frames are deinterlaced, one frame from each. With --resume, an interrupted video goes on behind
+    the last group of frames in OUT.part.
     """
     from nic.pixels import readable_suffixes
 

@@ -227,8 +227,10 @@ class GroupMotion:
     def search(cls, model: Model, frames: list[np.ndarray], span: int) -> "GroupMotion":
         """Block matching between the original frames."""
         order = coding_order(len(frames), span)
-        tensors = [to_frame(frame, model.device) for frame in frames]
-        fields = [search(tensors[place.frame], [tensors[r] for r in place.references]) for place in order]
+        fields = []
+        for place in order:  # as floats, all frames of a group would take gigabytes
+            current, *references = (to_frame(frames[i], model.device) for i in (place.frame, *place.references))
+            fields.append(search(current, references))
         return cls(order, fields)
 
 

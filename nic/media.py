@@ -18,7 +18,7 @@ import av
 import av.filter
 import numpy as np
 
-from nic.bitstream.limits import MAX_FRAMES
+from nic.bitstream.limits import MAX_FRAMES, max_pixels
 from nic.errors import BadInput, NicError, OutputExists, UsageError
 
 __all__ = ["SUFFIXES", "WRITABLE", "ClipWriter", "Source", "looks_like_video"]
@@ -183,9 +183,12 @@ def mean_step(ticks: Sequence[int]) -> Fraction:
 
 
 def video_stream(container: Any) -> Any:
-    """The first video track that is no cover picture, to be decoded with several threads."""
+    """The first video track that is no cover picture, to be decoded with several threads and within the limits."""
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition):
+            if stream.width * stream.height > (limit := max_pixels()):
+                raise BadInput(f"{stream.width}x{stream.height} pixels are more than {limit}, the limit here")
+            stream.codec_context.options = {"max_pixels": str(limit)}  # whatever the container says
             stream.thread_type = "AUTO"
             return stream
     raise BadInput("holds no video")

@@ -152,6 +152,15 @@ def test_playlists_are_no_videos(tmp_path: Path, playlist: str) -> None:
         Source.open(str(tmp_path / "a.mp4"))
 
 
+def test_pixels_are_limited_before_a_frame_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_plain(tmp_path / "a.mkv", [still(0)])
+    monkeypatch.setenv("NIC_MAX_PIXELS", str(WIDTH * HEIGHT))
+    assert len(list(Source.open(path).frames())) == 1
+    monkeypatch.setenv("NIC_MAX_PIXELS", str(WIDTH * HEIGHT - 1))
+    with pytest.raises(BadInput, match="128x96"):
+        Source.open(path)
+
+
 def test_names_that_look_like_protocols(tmp_path: Path) -> None:
     path = Path(write_plain(tmp_path / "a.mkv", [still(0)])).rename(tmp_path / "http:b.mkv")
     assert len(Source.open(str(path)).ticks) == 1
