@@ -103,7 +103,13 @@ class Source:
 
     @classmethod
     def open(cls, path: str, first: int = 0, last: int | None = None) -> "Source":
-        """Decodes a file once, to count its frames. ``last`` is not included. Raises BadInput."""
+        """Decodes a file once, to count its frames, no further than needed. ``last`` is not included.
+
+        Raises BadInput, and UsageError where there are no such frames.
+        """
+        named = f"--frames {first}:{'' if last is None else last}"
+        if not 0 <= first < (MAX_FRAMES if last is None else last):
+            raise UsageError(f"{named} names no frame")
         stamps: list[int | None] = []
         notes: list[str] = []
         size: tuple[int, int] | None = None
@@ -114,6 +120,8 @@ class Source:
             aspect = stream.sample_aspect_ratio or Fraction(1)
             for frame in container.decode(stream):
                 stamps.append(frame.pts)
+                if last is not None and len(stamps) > last:
+                    break
                 if len(stamps) > MAX_FRAMES:
                     raise BadInput(f"more than {MAX_FRAMES} frames: take a part with --frames")
                 turned = frame.rotation % 180 == 90
@@ -133,8 +141,8 @@ class Source:
             raise BadInput("the video has no frame that can be decoded")
         if any(stamp is None for stamp in stamps):
             tick, stamps = 1 / (rate or Fraction(25)), list(range(len(stamps)))
-        if not 0 <= first < (len(stamps) if last is None else min(last, len(stamps))):
-            raise UsageError(f"--frames {first}:{'' if last is None else last} names no frame of {len(stamps)}")
+        if first >= len(stamps):
+            raise UsageError(f"{named} names no frame of {len(stamps)}")
         chosen = [int(stamp) for stamp in stamps[first:last] if stamp is not None]
         if interlaced:
             notes.append("interlaced frames are deinterlaced, one frame from each")

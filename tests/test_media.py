@@ -143,6 +143,24 @@ def test_a_damaged_video_is_read_or_refused(tmp_path: Path, suffix: str) -> None
     assert 9 in counts and (min(counts) < 9 or len(counts) < 40)
 
 
+def test_a_size_that_changes(tmp_path: Path) -> None:
+    """Refused, unless the frames asked for come before: no more than those are decoded."""
+    large = write_interlaced(tmp_path / "a.ts", "libx264", [still(0)] * 9)
+    with av.open(str(tmp_path / "b.ts"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(still(0)[:48, :64].copy(), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    (tmp_path / "both.ts").write_bytes(Path(large).read_bytes() + (tmp_path / "b.ts").read_bytes())
+    with pytest.raises(BadInput, match="64x48, the first 128x96"):
+        Source.open(str(tmp_path / "both.ts"))
+    part = Source.open(str(tmp_path / "both.ts"), 0, 3)
+    assert len(part.ticks) == 3 and part.end is not None
+    for first, last in ((3, 3), (-1, None), (3, 2)):
+        with pytest.raises(UsageError, match="no frame"):
+            Source.open(str(tmp_path / "both.ts"), first, last)
+
+
 @pytest.mark.parametrize("playlist", ["ffconcat version 1.0\nfile {0}\n", "#EXTM3U\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n"])
 def test_playlists_are_no_videos(tmp_path: Path, playlist: str) -> None:
     """A file from a stranger opens no other files."""
