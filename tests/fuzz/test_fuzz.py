@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from nic import codec, video
-from nic.bitstream.clip import pack_end, pack_group, pack_start, salvage_clip
+from nic.bitstream.clip import ClipFile, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.container import holds_video, pack, salvage, unpack
+from nic.bitstream.header import Mode
 from nic.describe import describe
 from nic.errors import NicError
 from nic.pixels import Picture
@@ -124,8 +125,14 @@ def test_what_the_fuzzer_found(target: str, path: Path) -> None:
     TARGETS[target](path.read_bytes())
 
 
-def test_the_corpus_reaches_pictures_and_every_kind_of_refusal() -> None:
-    outcomes = [attempt(codec.recover, path.read_bytes()) for path in sorted((FOLDER / "decode").iterdir())]
+def test_the_corpus_reaches_pixels_of_every_kind_and_every_kind_of_refusal() -> None:
+    files = [path.read_bytes() for path in sorted((FOLDER / "decode").iterdir())]
+    outcomes = [attempt(codec.recover, data) for data in files if not holds_video(data)]
     kinds = {type(outcome).__name__ for outcome in outcomes}
     assert {"Recovered", "BadFile", "UnsupportedFile", "UnknownModel"} <= kinds
     assert any(isinstance(outcome, codec.Recovered) and outcome.problems for outcome in outcomes)
+    pictures = [data for data in files if isinstance(attempt(codec.recover, data), codec.Recovered)]
+    assert {salvage(data).header.mode for data in pictures} == set(Mode)
+    clips = [attempt(video.read, data) for data in files if holds_video(data)]
+    assert {type(clip).__name__ for clip in clips} == {"ClipFile", "BadFile"}
+    assert {bool(clip.problems) for clip in clips if isinstance(clip, ClipFile) and clip.groups} == {False, True}
