@@ -166,9 +166,7 @@ def _decompress_one(
     if data is not None and holds_video(data):
         if crop:
             raise UsageError("--crop is for pictures")
-        return _decompress_video(
-            source, data, target, suffix.lower(), frame, refinement, partial, device, force, quiet
-        )
+        return _decompress_video(source, data, target, suffix.lower(), frame, refinement, partial, device, force, quiet)
     if frame is not None:
         raise UsageError("--frame is for videos, and this is none")
     format = output_format(suffix)
