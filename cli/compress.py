@@ -176,10 +176,10 @@ def _compress_one(
 
 
 def _is_video(source: str) -> bool:
-    """By the file's first bytes, or by its suffix where they tell nothing."""
+    """By the file's first bytes, or by its suffix where they tell nothing; what can be read only once is a picture."""
     from nic.media import SUFFIXES, looks_like_video
 
-    if source == "-":
+    if not os.path.isfile(source):
         return False
     try:
         with open(source, "rb") as file:

@@ -214,6 +214,8 @@ def _decompress_video(
     from nic import video
     from nic.media import WRITABLE
 
+    if target == "-" and frame is None:
+        raise UsageError("a video cannot go to stdout: name a file, or take one --frame of it")
     file = video.read(data)
     if file.truncated and not partial:
         raise BadFile(f"{file.problems[0]}; --partial decodes what there is")

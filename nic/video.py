@@ -129,7 +129,7 @@ def compress(
 
 
 class ClipEncoder:
-    """One video with one model."""
+    """One video with one model. Raises BadInput for a video beyond the limits."""
 
     def __init__(self, source: Source, model: store.Model, effort: Effort) -> None:
         self.source = source
@@ -138,9 +138,9 @@ class ClipEncoder:
         pixels = source.width * source.height
         self.length = max(1, min(GROUP, MAX_GROUP_PIXELS // pixels, len(source.ticks)))
         self.kept: dict[int, tuple[list[np.ndarray], GroupMotion]] = {}  # of groups that are coded more than once
+        pack_start(self.header(0), self.clip(0), None, None)  # knows the limits, before any work is done
 
     def header(self, level: int) -> Header:
-        """Raises BadInput for frames beyond the limits."""
         size = self.source.width, self.source.height
         return Header(Kind.VIDEO, Mode.FIDELITY, *size, 3, 8, above(level, Layer.KEY), self.model.id)
 

@@ -1,5 +1,6 @@
 """Videos: made by code with PyAV, coded, damaged, cut, and read back."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -230,6 +231,14 @@ def test_damaged_group_is_told_and_the_rest_plays(groups: bytes, tmp_path: Path)
     assert nic("verify", tmp_path / "clip.nic").exit_code == 4
 
 
+def test_a_video_does_not_go_to_stdout(groups: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip.nic").write_bytes(groups)
+    result = nic("decompress", "clip.nic", "-", "--format", "mkv")
+    assert result.exit_code == 2 and "stdout" in result.stderr and os.listdir() == ["clip.nic"]
+    assert nic("decompress", "clip.nic", "-", "--frame", 0).stdout_bytes.startswith(b"\x89PNG")
+
+
 def test_numbered_pictures_keep_their_numbers(groups: bytes, tmp_path: Path) -> None:
     damaged = bytearray(groups)
     damaged[places(groups)["GRUP"][1]] ^= 4
@@ -286,6 +295,12 @@ def test_a_part_file_without_its_network_is_not_taken(groups: bytes, clip: Path,
             file = salvage_clip(groups)
             job = video.Job(encoder, round(0.3 * 252), file.audio, part, lambda progress: None)
             assert (job.resumed(file.header, file.clip) is not None) == found
+
+
+def test_a_video_beyond_the_limits_is_refused_before_any_work(clip: Path) -> None:
+    source = dataclasses.replace(Source.open(str(clip)), ticks=tuple(range(250_000)))
+    with pytest.raises(BadInput, match="groups are more than"):
+        video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[9])
 
 
 @pytest.mark.parametrize("words", [b"", b"\0\0\0\0"])

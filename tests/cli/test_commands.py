@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -178,6 +179,19 @@ def test_pipes(pictures: Path) -> None:
         with Image.open(BytesIO(picture.stdout_bytes)) as image:
             assert (image.format, image.size) == (name.upper(), (80, 96))
     assert nic("decompress", "-", "-", stdin=compressed.stdout_bytes).stdout_bytes.startswith(b"\x89PNG")
+
+
+def test_a_file_that_can_be_read_once(pictures: Path, tmp_path: Path) -> None:
+    """As a shell's <(command) gives."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(
+        target=(tmp_path / "pipe").write_bytes, args=[(pictures / "photo.png").read_bytes()], daemon=True
+    )
+    writer.start()
+    result = nic("compress", tmp_path / "pipe", tmp_path / "out.nic", "-e", 1)
+    writer.join(10)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "out.nic").read_bytes() == (pictures / "photo.nic").read_bytes()
 
 
 def test_info(pictures: Path) -> None:
