@@ -152,7 +152,8 @@ def _decompress_one(
     quiet: bool,
 ) -> Done:
     from nic import codec
-    from nic.bitstream.container import holds_video
+    from nic.bitstream.container import chunks, read_head
+    from nic.bitstream.header import Kind
     from nic.pixels import output_format, save
     from nic.refine import Refinement
 
@@ -163,7 +164,7 @@ def _decompress_one(
     check_target(target, force)
     streamed = source == "-" and crop is None and frame is None and _is_for_picture(target, suffix)
     data = None if streamed else read(source)
-    if data is not None and holds_video(data):
+    if data is not None and read_head(next(chunks(data))).kind == Kind.VIDEO:
         if crop:
             raise UsageError("--crop is for pictures")
         return _decompress_video(source, data, target, suffix.lower(), frame, refinement, partial, device, force, quiet)

@@ -253,6 +253,14 @@ def test_numbered_pictures_keep_their_numbers(groups: bytes, tmp_path: Path) -> 
     assert nic("decompress", "-f", tmp_path / "clip.nic", pictures / "%d.png").exit_code == 7
 
 
+@pytest.mark.parametrize("output", [("out.mkv",), ("%d.png",), ("f.png", "--frame", 0)])
+def test_a_damaged_header_is_told_for_any_output(groups: bytes, tmp_path: Path, output: tuple[object, ...]) -> None:
+    """Though it does not say any more that this is a video."""
+    (tmp_path / "clip.nic").write_bytes(groups[:20] + b"?" + groups[21:])
+    result = nic("decompress", tmp_path / "clip.nic", tmp_path / str(output[0]), *output[1:])
+    assert result.exit_code == 4 and "HEAD" in result.stderr
+
+
 def test_no_group_is_intact(groups: bytes, tmp_path: Path) -> None:
     damaged = bytearray(groups)
     for place in places(groups)["GRUP"]:
