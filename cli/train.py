@@ -309,7 +309,7 @@ def refine(
     """Train the refiner of a config for some minutes, on what both modes' models make of pictures; write OUTPUT."""
     from nic.models import config as configs
     from nic.models import store
-    from nic.models.training.refine import train as run_training
+    from nic.models.training import refine as training
 
     model, options = read_config(config, configs.RefinerConfig, batch, learning_rate)
 
@@ -318,7 +318,7 @@ def refine(
 
     data = [Path(source) for source in sources]
     half = device == "cuda" if bfloat16 is None else bfloat16
-    checkpoint = run_training(
+    checkpoint = training.train(
         model,
         options,
         data,
@@ -332,7 +332,7 @@ def refine(
         half,
         adversary,
     )
-    identity = store.save_refiner(checkpoint, output, {"trained on": note})
+    identity = training.export(checkpoint, output, {"trained on": note})
     click.echo(f"wrote {output}, model id {identity.hex()}")
 
 

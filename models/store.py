@@ -180,16 +180,8 @@ def save_extreme(
     return write(EXTREME, codec.config, parts, integers_of(prior) | arrays, path, card)
 
 
-def save_refiner(checkpoint: Path, path: Path, card: dict[str, Any]) -> bytes:
-    """Writes the weight file of the refiner in a training checkpoint and returns the model id."""
-    import torch
-
-    from nic.models.config import RefinerConfig
-    from nic.models.refiner import Refiner
-
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    refiner = Refiner(RefinerConfig(**state["config"]))
-    refiner.load_state_dict(state["average"])
+def save_refiner(refiner: "Refiner", path: Path, card: dict[str, Any]) -> bytes:
+    """Writes the weight file of a refiner and returns the model id."""
     return write(REFINER, refiner.config, {"refiner": refiner}, {}, path, card)
 
 

@@ -23,7 +23,7 @@ from nic.models.training.soap import Soap, matrices
 from nic.models.training.start import read_start
 from nic.models.transforms import QUALITY_INDICES
 
-__all__ = ["Coder", "evaluate", "train"]
+__all__ = ["Coder", "evaluate", "export", "train"]
 
 AT_START = 1 / 3  # of the crops are at time 0, the others at any
 OWN = 1 / 2  # of the rest are on the line to the refiner's own picture, as they will be in use, not to the photograph
@@ -148,6 +148,14 @@ def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
     colours = F.avg_pool2d(decoded, GRID)
     known = torch.stack([quality / (QUALITY_INDICES - 1), extreme.to(quality)], dim=1)
     return torch.cat([colours, known[:, :, None, None].expand(-1, -1, *colours.shape[2:])], dim=1)
+
+
+def export(checkpoint: Path, path: Path, card: dict[str, Any]) -> bytes:
+    """Writes the averaged weights of a checkpoint as a weight file and returns the model id."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = Refiner(RefinerConfig(**state["config"]))
+    model.load_state_dict(state["average"])
+    return store.save_refiner(model, path, card)
 
 
 @torch.no_grad()
