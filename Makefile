@@ -1,4 +1,4 @@
-.PHONY: check test weights weights-extreme
+.PHONY: check test weights weights-extreme weights-refiner
 
 check:  ## style, format and types
 	ruff check
@@ -28,11 +28,15 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 
 PERCEPTUAL ?= ../shared/weights
 
-weights-extreme:  ## train the extreme mode from the shipped fidelity weights, LPIPS's networks in PERCEPTUAL: an hour
-	nic train extreme --data $(DATA) --minutes 14 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
+weights-extreme:  ## train the extreme mode from the shipped fidelity weights, LPIPS's networks in PERCEPTUAL: 100 minutes
+	nic train extreme --data $(DATA) --minutes 40 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from models/weights/fidelity.safetensors
-	nic train extreme --data $(DATA) --minutes 34 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
-	    --start-from $(RUN)/extreme/last.pt --synthesis-only
+	nic train extreme --data $(DATA) --minutes 38 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
+	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
 	    -o $(RUN)/indices --note "$(DATA), see docs/training-log.md"
 	nic train recovery models/weights/extreme.safetensors --data $(DATA) --minutes 6 -o $(RUN)/recovery
+
+weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 100 minutes
+	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 100 -o $(RUN)/refiner \
+	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.1 --note "$(DATA), see docs/training-log.md"

@@ -25,8 +25,7 @@ from nic.models.transforms import QUALITY_INDICES
 
 __all__ = ["Coder", "evaluate", "export", "train"]
 
-AT_START = 1 / 3  # of the crops are at time 0, the others at any
-OWN = 1 / 2  # of the rest are on the line to the refiner's own picture, as they will be in use, not to the photograph
+AT_START = 1 / 2  # of the crops are at time 0, the others at any
 LOW = 1.5  # power of a uniform number that qualities follow: low ones lose most
 EXTREME_SHARE = 1 / 4  # of the crops
 ADVERSARY_RATE = 0.2  # learning rate, relative to the refiner's
@@ -110,12 +109,9 @@ def train(
         decoded = coder.decoded(originals, quality, extremes)
         time = ((torch.rand(options.batch, device=where) - AT_START) / (1 - AT_START)).clamp(min=0)
         start = decoded + NOISE * torch.randn_like(decoded)
-        ends, own = originals, (time > 0) & (torch.rand_like(time) < OWN)
-        if own.any():
-            with torch.no_grad():
-                first = model(start[own], decoded[own], torch.zeros_like(time[own]), quality[own], extremes[own])
-            ends = originals.index_copy(0, own.nonzero()[:, 0], first.float())
-        state = torch.lerp(start, ends, time[:, None, None, None])
+        with torch.no_grad():  # states are on the line to its own picture, as they will be in use
+            end = model(start, decoded, torch.zeros_like(time), quality, extremes).float()
+        state = torch.lerp(start, end, time[:, None, None, None])
         images = model(state, decoded, time, quality, extremes).float()
         mse, distance = (images - originals).square().mean(dim=(1, 2, 3)), lpips.loss(images, originals)
         total, parts = (config.mse * mse + distance).mean(), {"mse": mse, "lpips": distance}
