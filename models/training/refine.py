@@ -88,7 +88,7 @@ def train(
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
 
     perceptual: the folder of LPIPS's weights. codecs: weight files of the fidelity and of the extreme mode.
-    start_from: a checkpoint of an earlier run. bfloat16: the precision of the convolutions.
+    start_from: a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the precision of the convolutions.
     adversary_weight: of the adversarial loss; with 0 there is none.
     """
     processes = Processes(device)
@@ -99,9 +99,12 @@ def train(
     validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
     lpips, coder = Lpips(perceptual).to(where), Coder(*codecs, where)
     model = Refiner(config).to(where, memory_format=torch.channels_last)
-    if start_from:
-        model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
+    if start_from:
+        earlier = torch.load(start_from, map_location=where, weights_only=True)
+        model.load_state_dict(earlier["average"])
+        if adversary and "adversary" in earlier:
+            adversary.load_state_dict(earlier["adversary"])
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         originals = photos.crops(options.batch, options.crop)
