@@ -88,7 +88,7 @@ def train(
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
 
     perceptual: the folder of LPIPS's weights. codecs: weight files of the fidelity and of the extreme mode.
-    start_from: a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the precision of the convolutions.
+    start_from: a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the precision of convolutions.
     adversary_weight: of the adversarial loss; with 0 there is none.
     """
     processes = Processes(device)
