@@ -105,9 +105,7 @@ def measure(original: Image.Image, tried: list[Setting], meter: Meter, dists: Di
     for setting in tried:
         coded = setting.mode, setting.quality
         if coded not in files:
-            files[coded] = codec.compress(
-                Picture(np.asarray(original)), quality=setting.quality, mode=setting.mode
-            ).data
+            files[coded] = compress(np.asarray(original), setting)
             plain = codec.decompress(files[coded]).pixels
         pixels = codec.decompress(files[coded], refinement=setting.refinement).pixels
         decoded = Image.fromarray(pixels)
