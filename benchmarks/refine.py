@@ -62,10 +62,10 @@ class Setting:
 
 def settings(mode: str, quality: float) -> Iterator[Setting]:
     for steps in STEPS:
-        yield Setting(mode, quality, Refinement(steps) if steps else None)
+        yield Setting(mode, quality, Refinement(steps, 1.0) if steps else None)
     for strength in STRENGTHS:
         yield Setting(mode, quality, Refinement(4, strength))
-    yield Setting(mode, quality, Refinement(4, consistent=True))
+    yield Setting(mode, quality, Refinement(4, 1.0, consistent=True))
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "strength",
     type=click.FloatRange(0, 1),
     metavar="S",
-    help="How much of what --refine changes is kept, 0 to 1.  [default: 1]",
+    help="How much of what --refine changes is kept, 0 to 1.  [default: 0.5]",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="K", help="Other detail for every K.  [default: 0]")
 @click.option(
@@ -127,7 +127,7 @@ def decompress(
         suffix=suffix,
         crop=crop,
         frame=frame,
-        flow=(refine, 1.0 if strength is None else strength, seed, consistent) if refine else None,
+        flow=(refine, 0.5 if strength is None else strength, seed, consistent) if refine else None,
         partial=partial,
         device=device,
         force=force,

@@ -65,7 +65,7 @@ def decode(
     *,
     crop: tuple[int, int, int, int] | None = None,
     refine: int = 0,
-    refine_strength: float = 1.0,
+    refine_strength: float = 0.5,
     seed: int = 0,
     consistent: bool = False,
     device: str = "auto",

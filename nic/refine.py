@@ -18,7 +18,7 @@ from nic.windows import LATENT, Slices, analyze_latents, cell_slices, grow, pixe
 __all__ = ["MAX_STEPS", "STRENGTH", "Refinement", "project", "refine", "steps_of"]
 
 MAX_STEPS = 100
-STRENGTH = 1.0
+STRENGTH = 0.5  # full strength has the lowest LPIPS, this the lowest Fréchet distance (benchmarks/results/refine.csv)
 SEEDS = 2**63
 BLOCK = 16  # latents a side of what one random generator fills with noise
 PROJECTIONS = 2

@@ -53,17 +53,17 @@ def refined(file: bytes, *settings: Any) -> np.ndarray:
 def test_windows_give_what_the_whole_picture_does(monkeypatch: pytest.MonkeyPatch) -> None:
     photo = np.asarray(Image.fromarray(skimage.data.astronaut()).resize((1536, 1024)))
     model = codec.load_model("fidelity", "cpu")
-    in_windows = refine(photo, model, 30, Refinement(2))
+    in_windows = refine(photo, model, 30, Refinement(2, 1.0))
     assert len(windows.cell_slices(64, 96)) == 2
     monkeypatch.setattr(windows, "CELL", 96)
-    whole = refine(photo, model, 30, Refinement(2))
+    whole = refine(photo, model, 30, Refinement(2, 1.0))
     assert np.abs(in_windows.astype(int) - whole).max() <= 1
     assert np.abs(whole.astype(int) - photo).mean() > 0.3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 25])
 def test_any_number_of_steps_keeps_colours_and_content(steps: int, file: bytes, decoded: np.ndarray) -> None:
-    result = refined(file, steps)
+    result = refined(file, steps, 1.0)
     assert result.shape == decoded.shape and not np.array_equal(result, decoded)
     assert np.abs(result.mean(axis=(0, 1)) - decoded.mean(axis=(0, 1))).max() < 1
     assert np.square(result.astype(float) - decoded).mean() < 60
@@ -152,6 +152,13 @@ def test_impossible_options(options: tuple[str, ...], text: str, file: bytes, tm
     assert result.exit_code == 2 and text in result.output and not (tmp_path / "a.png").exists()
 
 
+def test_defaults_are_the_same_everywhere(file: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.nic").write_bytes(file)
+    run("decompress", tmp_path / "a.nic", tmp_path / "a.png", "--refine", 1)
+    for pixels in (np.asarray(Image.open(tmp_path / "a.png")), np.asarray(nic.decode(file, refine=1))):
+        assert np.array_equal(pixels, refined(file, 1))
+
+
 def test_frames_of_videos(tmp_path: Path) -> None:
     with ClipWriter(str(tmp_path / "clip.mkv"), ".mkv", 96, 64, Fraction(1, 25), Fraction(1)) as writer:
         for index in range(2):
@@ -171,7 +178,7 @@ def test_frames_of_videos(tmp_path: Path) -> None:
 def test_four_steps_look_more_like_the_photograph(original: np.ndarray, file: bytes, decoded: np.ndarray) -> None:
     lpips, photo = Lpips(WEIGHTS), to_images(original)
     with torch.inference_mode():
-        before, after = (float(lpips(to_images(pixels), photo)) for pixels in (decoded, refined(file, 4)))
+        before, after = (float(lpips(to_images(pixels), photo)) for pixels in (decoded, refined(file, 4, 1.0)))
     assert after < 0.9 * before
 
 
