@@ -43,7 +43,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unwanted = (".*_cache", ".git", ".hypothesis", ".venv", "__pycache__", "build", "dist", "*.egg-info")
     shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*unwanted))
     with tarfile.open(build("sdist", folder / "source", folder / "sdist")) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none
+        archive.extractall(folder)
     return folder / f"nic-{nic.__version__}"
 
 
