@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -118,6 +118,9 @@ def decompress(
         raise UsageError("--ray is for many files: give -o FOLDER")
     if not refine and (strength is not None or consistent):
         raise UsageError("--refine-strength and --consistent are for --refine")
+    flow: dict[str, Any] = {"steps": refine, "seed": seed, "consistent": consistent} if refine else {}
+    if strength is not None:
+        flow["strength"] = strength
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
@@ -127,7 +130,7 @@ def decompress(
         suffix=suffix,
         crop=crop,
         frame=frame,
-        flow=(refine, 0.5 if strength is None else strength, seed, consistent) if refine else None,
+        flow=flow,
         partial=partial,
         device=device,
         force=force,
@@ -144,7 +147,7 @@ def _decompress_one(
     suffix: str,
     crop: tuple[int, int, int, int] | None,
     frame: int | None,
-    flow: tuple[int, float, int, bool] | None,
+    flow: dict[str, Any],
     partial: bool,
     device: str,
     force: bool,
@@ -158,7 +161,7 @@ def _decompress_one(
     from nic.refine import Refinement
 
     target = targets[source]
-    refinement = Refinement(*flow) if flow else None
+    refinement = Refinement(**flow) if flow else None
     if resume and os.path.isfile(target):
         return Done()
     check_target(target, force)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-__all__ = ["Adversary"]
+__all__ = ["LEARNING_RATE", "Adversary"]
 
+LEARNING_RATE = 0.2  # relative to that of what it judges
 WIDTHS = (32, 64, 96, 128)  # channels after each halving of the resolution
 
 

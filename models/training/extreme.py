@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, book_quality, books_of, nearest
-from nic.models.training.adversary import Adversary
+from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
 from nic.models.training.perceptual import Lpips
-from nic.models.training.soap import Soap, matrices
+from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start
 from nic.models.transforms import Analysis, Synthesis
 
@@ -77,7 +77,7 @@ def train(
             start_from_fidelity(model, *read_start(start_from), photos)
     books = books_of(config)
     adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
-    learning += [(adversary, SLOW)] if adversary else []
+    learning += [(adversary, LEARNING_RATE)] if adversary else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         book = (books * torch.rand(options.batch, device=where).sqrt()).long()  # large ones are chosen more often
@@ -94,19 +94,6 @@ def train(
     log.close()
     processes.close()
     return checkpoint
-
-
-def optimizers_of(learning: list[tuple[nn.Module, float]], options: TrainConfig) -> list[torch.optim.Optimizer]:
-    """SOAP for the 1x1 convolutions of modules, Adam for the rest, each with its factor of the learning rate."""
-    inner: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    for module, factor in learning:
-        dense = matrices(module)
-        rest = [p for p in module.parameters() if all(p is not matrix for matrix in dense)]
-        inner += [{"params": dense, "factor": factor}] if dense else []
-        others.append({"params": rest, "factor": factor})
-    rate = options.learning_rate
-    return [Soap(inner, rate, options.renew), torch.optim.Adam(others, rate, fused=True)]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig, TrainConfig
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
-from nic.models.training.soap import Soap, matrices
+from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, widened
 from nic.models.transforms import QUALITY_INDICES
 from nic.models.vq import Codebooks
@@ -72,10 +72,7 @@ def train(
     model.codebooks = codebooks.to(where) if codebooks else None
     if start_from:
         model.load_state_dict(widened(*read_start(start_from), model, config))
-    inner = matrices(model)
-    others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in inner)]
-    rate = options.learning_rate
-    optimizers = [Soap(inner, rate, options.renew), torch.optim.Adam(others, rate, fused=True)]
+    optimizers = optimizers_of([(model, 1.0)], options)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         quality = torch.rand(options.batch, device=where) * (QUALITY_INDICES - 1)

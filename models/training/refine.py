@@ -15,11 +15,11 @@ from nic.models.config import RefinerConfig, TrainConfig
 from nic.models.extreme import GRID, book_quality, nearest
 from nic.models.prior import UNIT
 from nic.models.refiner import NOISE, Refiner, euler
-from nic.models.training.adversary import Adversary
+from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
 from nic.models.training.perceptual import Lpips
-from nic.models.training.soap import Soap, matrices
+from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start
 from nic.models.transforms import QUALITY_INDICES
 
@@ -28,7 +28,6 @@ __all__ = ["Coder", "evaluate", "export", "train"]
 AT_START = 1 / 2  # of the crops are at time 0, the others at any
 LOW = 1.5  # power of a uniform number that qualities follow: low ones lose most
 EXTREME_SHARE = 1 / 4  # of the crops
-ADVERSARY_RATE = 0.2  # learning rate, relative to the refiner's
 
 
 class Coder:
@@ -123,13 +122,8 @@ def train(
             total, parts = total + contest, parts | its_parts
         return total, parts
 
-    inner = matrices(model)
-    others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in inner)]
-    rest: list[dict[str, Any]] = [{"params": others}]
-    if adversary:
-        rest.append({"params": list(adversary.parameters()), "factor": ADVERSARY_RATE})
-    rate = options.learning_rate
-    optimizers = [Soap(inner, rate, options.renew), torch.optim.Adam(rest, rate, fused=True)]
+    learning = [(model, 1.0), (adversary, LEARNING_RATE)] if adversary else [(model, 1.0)]
+    optimizers = optimizers_of(learning, options)
     log = Log(run / "log.jsonl", processes.rank)
     checkpoint = fit(
         model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary

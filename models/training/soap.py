@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Soap", "matrices"]
+from nic.models.config import TrainConfig
+
+__all__ = ["Soap", "matrices", "optimizers_of"]
 
 EPSILON = 1e-12
 
@@ -17,6 +19,19 @@ EPSILON = 1e-12
 def matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights of dense 1x1 convolutions."""
     return [p for p in model.parameters() if p.ndim == 4 and p.shape[2:] == (1, 1) and p.shape[1] > 1]
+
+
+def optimizers_of(learning: list[tuple[nn.Module, float]], options: TrainConfig) -> list[torch.optim.Optimizer]:
+    """SOAP for the 1x1 convolutions of modules, Adam for the rest, each module with its factor of the learning rate."""
+    inner: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for module, factor in learning:
+        dense = matrices(module)
+        rest = [p for p in module.parameters() if all(p is not matrix for matrix in dense)]
+        inner += [{"params": dense, "factor": factor}] if dense else []
+        others.append({"params": rest, "factor": factor})
+    rate = options.learning_rate
+    return [Soap(inner, rate, options.renew), torch.optim.Adam(others, rate, fused=True)]
 
 
 class Soap(torch.optim.Optimizer):
