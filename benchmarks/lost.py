@@ -39,7 +39,7 @@ Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", type=Path, metavar="PICTURES")
-    parser.add_argument("--quality", type=float, default=100, help="0 to 100 [%(default)s]")
+    parser.add_argument("--quality", type=float, default=60, help="0 to 100 [%(default)s]")
     parser.add_argument("--metric-weights", type=Path, help="folder of LPIPS's backbone, as for nic bench")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()

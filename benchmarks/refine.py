@@ -32,7 +32,7 @@ from nic.pixels import Picture
 from nic.refine import Refinement
 
 RESULTS = Path(__file__).parent / "results"
-CODED = (("fidelity", 0.0), ("fidelity", 15.0), ("extreme", 80.0))  # modes and qualities
+CODED = (("fidelity", 0.0), ("fidelity", 15.0), ("extreme", 50.0))  # modes and qualities
 STEPS = (0, 1, 2, 4, 8, 25)
 STRENGTHS = (0.5,)  # with 4 steps
 SIZE = (512, 384)

@@ -6,6 +6,7 @@ matrix, so that every step moves all its codewords (Zhu et al., "Addressing Repr
 Models with One Linear Layer", arXiv 2411.02038). Smaller codebooks are clusters of it, as in Mao et al., "Extreme Image
 Compression using Fine-tuned VQGANs", arXiv 2307.08265; here the clusters are the subtrees of a binary tree: the
 codebook of 2^b codewords is indexed by the first b bits.
+To the codewords of the largest codebook, vectors of basis codebooks may be added (nic/models/bases.py).
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nic.models.bases import Bases
 from nic.models.config import ExtremeConfig
 from nic.models.transforms import QUALITY_INDICES, Analysis, Synthesis
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from nic.models.training.adversary import Adversary
     from nic.models.training.perceptual import Lpips
 
-__all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "book_quality", "books_of", "nearest"]
+__all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "apart", "book_quality", "books_of", "nearest"]
 
 BITS_MIN = 3  # the smallest codebook has 8 codewords
 GRID = 16  # pixels between latents
@@ -41,6 +43,11 @@ def book_quality(book: Tensor, config: ExtremeConfig) -> Tensor:
 def nearest(vectors: Tensor, codewords: Tensor) -> Tensor:
     """Indices [n] of the codewords [K, D] nearest to vectors [n, D]."""
     return torch.addmm(codewords.square().sum(dim=1), vectors, codewords.T, alpha=-2).argmin(dim=1)
+
+
+def apart(codewords: Tensor) -> Tensor:
+    """The mean squared distance of sibling codewords: a measure for rate weights."""
+    return (codewords[::2] - codewords[1::2]).square().sum(dim=1).mean()
 
 
 class Codebook(nn.Module):
@@ -89,16 +96,31 @@ class ExtremeCodec(nn.Module):
         self.config = config
         self.analysis = Analysis(config)
         self.codebook = Codebook(config.index_bits, config.latent)
+        self.bases = Bases(config.latent)
         self.synthesis = Synthesis(config)
 
-    def forward(self, images: Tensor, book: Tensor) -> dict[str, Tensor]:
-        """images [B, 3, H, W] in [0, 1], book [B] int -> images, codewords, and squared distances to these [B]."""
+    def forward(self, images: Tensor, book: Tensor, basis_weight: Tensor | None = None) -> dict[str, Tensor]:
+        """images [B, 3, H, W] in [0, 1], book [B] int -> images, codewords, and squared distances to these [B].
+
+        basis_weight: [B], for pictures that add vectors of the bases the rate weight, as in bases.RATE_WEIGHTS; else 0.
+        """
         quality = book_quality(book, self.config)
         latents = self.analysis(images, quality)
         with torch.autocast(images.device.type, enabled=False):
             quantized, commitment, codebook = self.quantize(latents.float(), book)
+            if basis_weight is not None and (rows := basis_weight > 0).any():
+                residuals = latents[rows].float() - quantized[rows]
+                quantized[rows] = quantized[rows] + self.additions(residuals, basis_weight[rows])
         images = self.synthesis(quantized, quality)
         return {"images": images, "codewords": quantized, "commitment": commitment, "codebook": codebook}
+
+    @torch.no_grad()
+    def additions(self, residuals: Tensor, weight: Tensor) -> Tensor:
+        """What bases add to codewords of the largest codebook for residuals [B, D, h, w] at rate weights [B]."""
+        vectors = residuals.movedim(1, -1)
+        weights = (weight * apart(self.codebook.codewords(books_of(self.config) - 1)))[:, None, None]
+        added = self.bases(vectors.flatten(0, 2), weights.expand(vectors.shape[:3]).flatten())
+        return added.view(vectors.shape).movedim(-1, 1)
 
     def quantize(self, latents: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [B, D, h, w] -> codewords, straight-through, and both halves of the distance, each [B]."""
@@ -117,10 +139,15 @@ class ExtremeCodec(nn.Module):
         return latents + (chosen - latents).detach(), commitment, codebook
 
     def loss(
-        self, images: Tensor, book: Tensor, perceptual: "Lpips", adversary: "Adversary | None" = None
+        self,
+        images: Tensor,
+        book: Tensor,
+        basis_weight: Tensor | None,
+        perceptual: "Lpips",
+        adversary: "Adversary | None" = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """MSE + LPIPS + distances to codewords, and the adversary's loss, some of whose gradients are its own."""
-        out = self(images, book)
+        out = self(images, book, basis_weight)
         mse = (out["images"].float() - images).square().mean(dim=(1, 2, 3))
         lpips = perceptual.loss(out["images"].float(), images)
         distances = self.config.commitment * out["commitment"] + CODEBOOK_WEIGHT * out["codebook"]

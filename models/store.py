@@ -57,6 +57,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 FIDELITY, EXTREME = "fidelity", "extreme"  # modes, and the names of the models that nic itself uses for them
 DEFAULT = FIDELITY
 SYMBOLS = ("prior.", "codebooks.")  # prefixes of the tensors that decide symbols
+TABLES = ("tables", "basis_tables")  # of an extreme model
+ADDING_STEPS = 6  # steps of quality that add vectors of the bases, each as wide as that of a codebook
 REFINER = "refiner"  # name and mode of what --refine uses
 VIDEO = "video"  # name and mode of the model of videos: they code differences to its synthesis, so its id covers that
 
@@ -85,8 +87,9 @@ class Model:
 class ExtremeModel:
     """A model of the extreme mode, ready to code.
 
-    codewords: of each book, [K, D] in fixed point, the smallest book first. tables: frequencies [128, 2]. recovery: for
-    lost cells; not every weight file has it.
+    codewords: of each book, [K, D] in fixed point, the smallest book first. bases: their vectors
+    [BASES, VECTORS, D], fixed point. tables: frequencies of the answers in each of 128 classes, then of the symbols in
+    each basis and context. recovery: for lost cells; not every weight file has it.
     """
 
     id: bytes
@@ -94,16 +97,31 @@ class ExtremeModel:
     analysis: "Analysis"
     prior: "IndexPrior"
     codewords: "tuple[Tensor, ...]"
-    tables: np.ndarray
+    bases: "Tensor"
+    tables: list[np.ndarray]
     synthesis: "Synthesis"
     recovery: "Recovery | None"
     device: "torch.device"
 
     mode: ClassVar[str] = EXTREME
 
+    @property
+    def steps(self) -> int:
+        """Ranges of quality levels: one for each codebook, then those that add vectors of the bases."""
+        return len(self.codewords) + ADDING_STEPS
+
+    @property
+    def first_adding(self) -> int:
+        """The lowest quality level that adds vectors of the bases."""
+        return -(-253 * len(self.codewords) // self.steps)
+
+    def adds(self, level: int) -> bool:
+        """Whether a quality level of the format, 0 to 252, adds vectors of the bases to codewords."""
+        return level >= self.first_adding
+
     def book(self, level: int) -> int:
-        """The codebook of a quality level of the format, 0 to 252."""
-        return level * len(self.codewords) // 253
+        """The codebook of a quality level."""
+        return min(level * self.steps // 253, len(self.codewords) - 1)
 
     def quality(self, level: int) -> float:
         """The transforms' quality, 0 to 63, at a quality level: that of its codebook."""
@@ -169,13 +187,22 @@ def save_extreme(
     codec: "ExtremeCodec",
     prior: "IndexPrior",
     codewords: "list[Tensor]",
-    tables: np.ndarray,
+    tables: tuple[np.ndarray, np.ndarray],
     path: Path,
     card: dict[str, Any],
 ) -> bytes:
-    """Writes the weight file of an extreme model and returns the model id; codewords and tables as in ExtremeModel."""
+    """Writes the weight file of an extreme model and returns the model id.
+
+    codewords as in ExtremeModel. tables: frequencies [128, 2] of the answers, and those of the bases' symbols,
+    [BASES * CONTEXTS, symbols].
+    """
+    from nic.models.prior import UNIT
+
     words = np.concatenate([book.numpy() for book in codewords])
-    arrays = {"codebooks.codewords": words.astype(np.int16), "codebooks.tables": tables.astype(np.uint32)}
+    vectors = (codec.bases.vectors * UNIT).round().cpu().numpy()
+    arrays = {"codebooks.codewords": words.astype(np.int16), "codebooks.bases": vectors.astype(np.int16)}
+    for name, values in zip(TABLES, tables, strict=True):
+        arrays[f"codebooks.{name}"] = values.astype(np.uint32)
     parts = {"analysis": codec.analysis, "synthesis": codec.synthesis}
     return write(EXTREME, codec.config, parts, integers_of(prior) | arrays, path, card)
 
@@ -320,9 +347,12 @@ def build_extreme(identity: bytes, sizes: dict[str, Any], tensors: dict[str, np.
     fill(parts, tensors, device)
     words = torch.from_numpy(tensors["codebooks.codewords"]).float().to(device)
     codewords = words.split([2 ** (book + BITS_MIN) for book in range(books_of(config))])
-    tables = tensors["codebooks.tables"]
+    vectors = torch.from_numpy(tensors["codebooks.bases"]).float().to(device)
+    tables = [table for name in TABLES for table in tensors[f"codebooks.{name}"]]
     parts.setdefault("recovery", None)
-    return ExtremeModel(identity, config, codewords=codewords, tables=tables, device=torch.device(device), **parts)
+    return ExtremeModel(
+        identity, config, codewords=codewords, bases=vectors, tables=tables, device=torch.device(device), **parts
+    )
 
 
 def fill(parts: "dict[str, nn.Module]", tensors: dict[str, np.ndarray], device: str) -> None:

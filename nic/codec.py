@@ -21,7 +21,7 @@ from nic.cells import decode_cell, decode_cut_cell, encode_cell
 from nic.conceal import conceal
 from nic.effort import ITERATIONS, Coded, search_latents
 from nic.errors import BadFile, NicError, UsageError
-from nic.extreme import decode_indices, encode_indices, restore, to_latents
+from nic.extreme import decode_indices, encode_indices, restore
 from nic.models import store
 from nic.models.prior import UNIT
 from nic.models.transforms import lambda_of
@@ -279,7 +279,7 @@ def cached_model(wanted: bytes | str, device: str) -> store.AnyModel:
 @lru_cache(maxsize=4)
 def entropy_tables(model: store.AnyModel) -> Tables:
     if isinstance(model, store.ExtremeModel):
-        return Tables(list(model.tables))
+        return Tables(model.tables)
     return Tables(model.codebooks.frequency_tables())
 
 
@@ -399,9 +399,9 @@ def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int, mask
     cells, latents = [], torch.empty_like(targets)
     for rows, columns in cell_slices(*targets.shape[2:]):
         cell = targets[:, :, rows, columns]
-        payload, indices = encode_indices(model, entropy_tables(model), cell, level, mask_rate)
+        payload, decoded = encode_indices(model, entropy_tables(model), cell, level, mask_rate)
         cells.append(payload)
-        latents[:, :, rows, columns] = to_latents(model, indices, level) / UNIT
+        latents[:, :, rows, columns] = decoded / UNIT
         advance()
     return Coded(tuple(cells), latents)
 
@@ -459,8 +459,7 @@ def decode_words(model: store.AnyModel, words: bytes, place: Slices, header: Hea
     height, width = (side.stop - side.start for side in place)
     with torch.inference_mode():
         if isinstance(model, store.ExtremeModel):
-            indices = decode_indices(model, entropy_tables(model), words, height, width, header.quality)
-            return to_latents(model, indices, header.quality)
+            return decode_indices(model, entropy_tables(model), words, height, width, header.quality)
         return decode_cell(model, entropy_tables(model), words, height, width, header.quality / 4)
 
 

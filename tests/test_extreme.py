@@ -16,8 +16,9 @@ from nic.bitstream.header import Mode
 from nic.cli.main import cli
 from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import leaf_costs
+from nic.models.bases import BASES, visit
 from nic.models.indices import STEPS, path_of, step_positions
-from nic.models.prior import EXACT_MAX, IntegerConv
+from nic.models.prior import EXACT_MAX, UNIT, IntegerConv
 from nic.models.store import ExtremeModel
 from nic.pixels import Picture
 
@@ -44,12 +45,14 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_quality_trades_bytes_for_psnr(pixels: np.ndarray) -> None:
-    files = [codec.compress(Picture(pixels), quality=quality, mode="extreme").data for quality in (0, 33, 66, 100)]
+    qualities = (0, 20, 40, 60, 80, 100)
+    files = [codec.compress(Picture(pixels), quality=quality, mode="extreme").data for quality in qualities]
     assert all(unpack(file).header.mode == Mode.EXTREME for file in files)
     sizes = [len(file) for file in files]
     psnrs = [psnr(codec.decompress(file).pixels, pixels) for file in files]
     assert sizes == sorted(set(sizes)) and psnrs == sorted(psnrs)
-    assert 8 * (sizes[-1] - 60) < 0.045 * pixels[..., 0].size and psnrs[-1] > 20
+    assert 8 * (sizes[3] - 60) < 0.045 * pixels[..., 0].size and psnrs[3] > 20
+    assert 8 * (sizes[-1] - 60) < 0.15 * pixels[..., 0].size and psnrs[-1] > psnrs[3] + 0.3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (65, 33), (40, 1030)])
@@ -72,11 +75,41 @@ def test_paths_and_costs_agree() -> None:
     assert torch.allclose(leaf_costs(costs), expected)
 
 
+@pytest.mark.parametrize("mask_rate", [0, 0.5, 1])
+def test_additions_are_decoded_as_they_were_coded(mask_rate: float, model: ExtremeModel, pixels: np.ndarray) -> None:
+    encoder = codec.PictureEncoder(Picture(pixels), model, mask_rate=mask_rate)
+    data, latents = encoder.encode(252)
+    assert torch.equal(decode(data, model), latents)
+    codewords = model.codewords[-1] / UNIT
+    plain = latents[0].flatten(1).T
+    changed = (plain[:, None] != codewords).any(dim=2).all(dim=1)
+    assert changed.float().mean() <= 1 - mask_rate and (changed.any() or mask_rate == 1)
+
+
+def test_symbols_of_bases_are_visited_once_and_know_what_came_before() -> None:
+    """Symbols that are all 0 or all 1 by basis: contexts tell of the basis before and of the neighbours."""
+    seen = torch.zeros(BASES, 4, 8, dtype=torch.long)
+    contexts = torch.full((BASES, 4, 8), -1)
+
+    def source(basis: int, part: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        seen[basis] += part
+        contexts[basis][part] = context
+        return torch.full(context.shape, basis % 2)
+
+    symbols = visit(4, 8, source, torch.device("cpu"))
+    assert (seen == 1).all() and (symbols == torch.arange(BASES)[:, None, None] % 2).all()
+    assert contexts[0, 0, :2].tolist() == [0, 2] and contexts[2, 1, :2].tolist() == [7, 1]
+    assert contexts[1, 1].tolist() == [5, 0, 6, 0, 6, 0, 6, 0] and contexts[3, 0, 7] == 4
+
+
 @pytest.mark.parametrize("setting", ["float64", "two threads", "no oneDNN", "low precision around"])
+@pytest.mark.parametrize("level", [150, 240])
 @pytest.mark.filterwarnings("ignore:TF32")
-def test_indices_do_not_depend_on_how_the_prior_runs(setting: str, model: ExtremeModel, pixels: np.ndarray) -> None:
+def test_indices_do_not_depend_on_how_the_prior_runs(
+    setting: str, level: int, model: ExtremeModel, pixels: np.ndarray
+) -> None:
     encoder = codec.PictureEncoder(Picture(pixels), model)
-    data, latents = encoder.encode(200)
+    data, latents = encoder.encode(level)
     if setting == "float64":
         words = tuple(book.double() for book in model.codewords)
         other = dataclasses.replace(model, prior=copy.deepcopy(model.prior).double(), codewords=words)
@@ -112,7 +145,7 @@ def test_partial_sums_stay_exact_in_float32(model: ExtremeModel) -> None:
 
 
 def test_every_flipped_byte_and_truncation_is_refused(photo: np.ndarray) -> None:
-    data = codec.compress(Picture(photo[:40, :48]), quality=70, mode="extreme").data
+    data = codec.compress(Picture(photo[:40, :48]), quality=90, mode="extreme").data
     for offset in range(len(data)):
         damaged = bytearray(data)
         damaged[offset] ^= 0x11
@@ -130,8 +163,9 @@ def test_a_model_of_the_other_mode_is_refused(photo: np.ndarray) -> None:
                 work(forged)
 
 
-def test_forged_cells_are_refused(photo: np.ndarray) -> None:
-    file = unpack(codec.compress(Picture(photo), quality=50, mode="extreme").data)
+@pytest.mark.parametrize("quality", [50, 100])
+def test_forged_cells_are_refused(quality: float, photo: np.ndarray) -> None:
+    file = unpack(codec.compress(Picture(photo), quality=quality, mode="extreme").data)
     for cell in (b"", file.cells[0][:-4], file.cells[0] + bytes(4), bytes(len(file.cells[0])), b"\xff" * 16):
         with pytest.raises(BadFile):
             codec.verify(pack(NicFile(file.header, (cell,))))

@@ -2,7 +2,7 @@
 
 The first codebook is found by K-means among the principal components of the fidelity codec's latents, so that
 training starts from pictures instead of noise. Then everything learns together; a second run with
-``synthesis_only`` fits the final codebooks to the encoder and lets the synthesis learn from just these.
+``synthesis_only`` fits the final codebooks and the bases to the encoder and lets the synthesis learn from these.
 """
 
 import math
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nic.models.bases import BASES, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
-from nic.models.extreme import BITS_MIN, ExtremeCodec, book_quality, books_of, nearest
+from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
@@ -30,6 +31,8 @@ __all__ = ["evaluate", "train"]
 CROPS = 500  # of 256x256, on which codebooks are fitted: 128,000 vectors
 ITERATIONS = 10  # of K-means
 SLOW = 0.2  # learning rate of the analysis, relative to the others': faster, latents run away from their codewords
+ADDING_SHARE = 0.4  # of the crops that train the synthesis alone add vectors of the bases
+FIT_WEIGHT = 0.01  # rate weight in squared distances of siblings, that bases are fitted with
 SPREAD = 2.0  # root mean square of the first latents
 
 
@@ -51,8 +54,8 @@ def train(
 
     perceptual: the folder of LPIPS's weights. start_from: checkpoint or weight file of a fidelity codec with trunks of
     the same width and no more blocks; with synthesis_only, the checkpoint of such a run: its analysis stays as it is,
-    and codebooks are fitted to its latents once. bfloat16: the precision of the convolutions. adversary_weight: of the
-    adversarial loss; with 0 there is none.
+    and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision of the convolutions.
+    adversary_weight: of the adversarial loss; with 0 there is none.
     """
     processes = Processes(device)
     where = processes.device
@@ -69,19 +72,25 @@ def train(
         model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
         model.analysis.requires_grad_(False)
         model.codebook.requires_grad_(False)
-        if not resumed:
+        if not resumed and model.codebook.fitted.isnan().any():
             fit_codebooks(model, photos)
+            fit_bases(model, photos)
     else:
         learning += [(model.codebook, 1.0), (model.analysis, SLOW)]
         if not resumed:
             start_from_fidelity(model, *read_start(start_from), photos)
-    books = books_of(config)
+    books, (low, high) = books_of(config), RATE_WEIGHTS
     adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
     learning += [(adversary, LEARNING_RATE)] if adversary else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         book = (books * torch.rand(options.batch, device=where).sqrt()).long()  # large ones are chosen more often
-        return model.loss(photos.crops(options.batch, options.crop), book, lpips, adversary)
+        weight = None
+        if synthesis_only:
+            rows = torch.rand(options.batch, device=where) < ADDING_SHARE
+            book = torch.where(rows, books - 1, book)
+            weight = rows * low * (high / low) ** torch.rand(options.batch, device=where)
+        return model.loss(photos.crops(options.batch, options.crop), book, weight, lpips, adversary)
 
     log = Log(run / "log.jsonl", processes.rank)
     optimizers = optimizers_of(learning, options)
@@ -160,6 +169,34 @@ def fit_codebooks(model: ExtremeCodec, photos: Photos) -> None:
             codewords = torch.where(use[:, None] > 0, sums / use.clamp(min=1)[:, None], lone)
         fitted.append(codewords)
     model.codebook.fitted.copy_(torch.cat(fitted))
+
+
+@torch.no_grad()
+def fit_bases(model: ExtremeCodec, photos: Photos) -> None:
+    """Entropy-constrained K-means of the bases, each on what the codewords and the bases before it leave."""
+    device, book = photos.pixels.device, books_of(model.config) - 1
+    codewords = model.codebook.codewords(book)
+    weight = FIT_WEIGHT * float(apart(codewords))
+    quality = book_quality(torch.tensor([book], device=device), model.config)
+    latents = [model.analysis(photos.crops(1, 256), quality).movedim(1, -1).flatten(0, 2) for _ in range(CROPS // 2)]
+    left = torch.cat([x - codewords[nearest(x, codewords)] for x in latents])
+    before = torch.zeros(len(left), dtype=torch.long, device=device)  # 1 after a vector, 0 after a mask
+    factors = torch.tensor([0.0, *(weight for weight in WEIGHTS for _ in range(VECTORS))], device=device)
+    for basis in range(BASES):
+        vectors = k_means(left, VECTORS)[0] / WEIGHTS[1]
+        bits = torch.where(factors > 0, math.log2(len(factors)), 1.0).expand(2, -1)  # else a short vector is the mask
+        for _ in range(ITERATIONS):
+            added = choices(vectors)
+            distances = torch.addmm(added.square().sum(dim=1), left, added.T, alpha=-2)
+            symbols = (distances + weight * bits[before]).argmin(dim=1)
+            places, scale = (symbols - 1).clamp(min=0) % VECTORS, factors[symbols]
+            sums = torch.zeros_like(vectors).index_add_(0, places, left * scale[:, None])
+            squares = torch.zeros(VECTORS, device=device).index_add_(0, places, scale.square())
+            vectors = torch.where(squares[:, None] > 0, sums / squares.clamp(min=1)[:, None], vectors)
+            counts = 0.5 + torch.bincount(before * len(factors) + symbols, minlength=bits.numel()).view_as(bits)
+            bits = -torch.log2(counts / counts.sum(dim=1, keepdim=True))
+        left, before = left - choices(vectors)[symbols], (symbols > 0).long()
+        model.bases.vectors[basis], model.bases.bits[basis] = vectors, bits
 
 
 def k_means(points: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nic.models import store
+from nic.models.bases import BASES, CONTEXTS, RATE_WEIGHTS, choices, choose, visit
 from nic.models.config import ExtremeConfig, TrainConfig
-from nic.models.extreme import BITS_MIN, ExtremeCodec, books_of, nearest
+from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
 from nic.models.indices import LOGIT_CLASSES, LOGIT_STEP, STEPS, IndexPrior, path_of, step_positions
 from nic.models.prior import UNIT
-from nic.models.training.data import SIDE, read_photos
+from nic.models.training.codebook import to_frequencies
+from nic.models.training.data import SIDE, Photos, read_photos
 from nic.models.training.loop import Log, Processes, fit
 from nic.models.transforms import QUALITY_INDICES, Analysis
 from nic.models.vq import TOTAL
@@ -30,6 +32,7 @@ OPTIONS = TrainConfig(
     batch=6, crop=512, learning_rate=1e-3, warmup_steps=50, clip=1.0, ema=0.99, seed=1
 )  # crop: whole photographs, as they are read
 LATENT = 16  # pixels a side of a latent
+BASIS_CROPS = 400  # of 256x256, that symbols of bases are counted on
 PASSES = 2  # codebooks that each photograph is coded with
 STEP_SHARES = torch.tensor([1, 1, 2, 4, 4, 4]) / 16  # of the positions
 
@@ -188,7 +191,9 @@ def train(
         "codebook_use": round(utilisation(maps, books_of(config) - 1), 4),
         "note": note,
     }
-    identity = store.save_extreme(model, prior, [t.cpu() for t in tables.books], logit_tables(), output, card)
+    photos = Photos(read_photos(data, "train", workers), where)
+    frequencies = logit_tables(), count_bases(model, photos)
+    identity = store.save_extreme(model, prior, [t.cpu() for t in tables.books], frequencies, output, card)
     log.close()
     processes.close()
     return identity
@@ -199,6 +204,29 @@ def logit_tables() -> np.ndarray:
     logits = (np.arange(LOGIT_CLASSES) - LOGIT_CLASSES // 2) / LOGIT_STEP
     ones = np.round(TOTAL / (1 + np.exp(-logits))).astype(np.uint32)
     return np.stack([TOTAL - ones, ones], axis=1).astype(np.uint32)
+
+
+@torch.no_grad()
+def count_bases(model: ExtremeCodec, photos: Photos) -> np.ndarray:
+    """Frequencies of the bases' symbols, met at rates drawn at random: [BASES * CONTEXTS, symbols]."""
+    device, bits = photos.pixels.device, model.bases.bits
+    codewords, (low, high) = model.codebook.codewords(books_of(model.config) - 1), RATE_WEIGHTS
+    quality = book_quality(torch.tensor([books_of(model.config) - 1], device=device), model.config)
+    added, counts = choices(model.bases.vectors), torch.full((BASES, CONTEXTS, bits.shape[2]), 0.5, device=device)
+    for _ in range(BASIS_CROPS):
+        latents = model.analysis(photos.crops(1, 256), quality)[0].movedim(0, -1)
+        flat = latents.flatten(0, 1)
+        weight = apart(codewords) * low * (high / low) ** torch.rand(1, device=device)
+        chosen = choose(flat - codewords[nearest(flat, codewords)], added, bits, weight.expand(len(flat)))[0]
+        chosen = chosen.T.reshape(-1, *latents.shape[:2])
+
+        def source(basis: int, part: Tensor, contexts: Tensor, chosen: Tensor = chosen) -> Tensor:
+            symbols = chosen[basis][part]
+            counts[basis].index_put_((contexts, symbols), torch.ones(len(symbols), device=device), accumulate=True)
+            return symbols
+
+        visit(latents.shape[0], latents.shape[1], source, device)
+    return torch.stack([to_frequencies(row) for row in counts.flatten(0, 1)]).cpu().numpy()
 
 
 def utilisation(maps: IndexMaps, book: int) -> float:
