@@ -83,7 +83,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     default=0,
     show_default=True,
     metavar="SHARE",
-    help="Leave this share of what is coded, groups of latents or indices that matter least, at what is expected.",
+    help="Leave out this share of what is coded: what matters least.",
 )
 @click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
 @click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")

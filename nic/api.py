@@ -39,8 +39,9 @@ def encode(
         effort: 1 (fastest) to 9 (smallest file at equal quality); decoding takes the same time.
         mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask for less than
             fidelity can reach.
-        mask_rate: the share, 0 to 1, of the coded groups of four latents, or of the indices of the extreme mode, that
-            are left at what the prior expects, those that matter least; 0 leaves the choice to rate and distortion.
+        mask_rate: the share, 0 to 1, of the coded groups of four latents that are left at what the prior expects; in
+            the extreme mode of the positions that do without basis codebooks or, at qualities below 63 that have none,
+            of the indices. Those that matter least; 0 leaves the choice to rate and distortion.
         device: "auto", "cpu" or "cuda".
 
     Raises BadInput for an unusable image, UsageError for options out of range or more than one target.

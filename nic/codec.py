@@ -103,9 +103,8 @@ def compress(
     bpp: bits per pixel of the whole file. size: bytes of the whole file, at most. psnr: dB over all colour samples, at
     least. effort: 1 to 9; from 2 on, iterations that make the file smaller at equal quality, listed in nic/effort.py;
     extreme mode has none. mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask
-    for less than fidelity can reach. mask_rate: the share, 0 to 1, of the coded groups of latents that fidelity mode
-    leaves at what the prior expects, those that matter least. A target that is missed by more than 2 % is told in the
-    result's note. Raises UsageError.
+    for less than fidelity can reach. mask_rate: the share, 0 to 1, of what is coded that is left out, as for
+    ``nic.encode``. A target that is missed by more than 2 % is told in the result's note. Raises UsageError.
     """
     targets = [target for target in (bpp, size, psnr) if target is not None]
     if len(targets) > 1:
