@@ -8,7 +8,7 @@ final frequencies are counted on a third pass.
 
 import datetime
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,7 +225,7 @@ def fit_from_photos(
 def fit_weights(
     checkpoint: Path,
     output: Path,
-    data: list[Path],
+    data: Sequence[Path],
     crops: int,
     device: str,
     workers: int,

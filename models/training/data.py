@@ -3,7 +3,7 @@
 import io
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SIDE = 512  # larger pictures are cut to their centre; a crop never needs more
 
 
-def encoded_photos(sources: list[Path], part: str) -> Iterator[bytes]:
+def encoded_photos(sources: Sequence[Path], part: str) -> Iterator[bytes]:
     """Every picture file in folders and tars whose path has ``part`` as a folder, or is in no such split."""
     for source in sources:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
@@ -44,7 +44,7 @@ def decode_square(encoded: bytes) -> np.ndarray | None:
     return pixels if min(pixels.shape[:2]) >= 128 else None
 
 
-def read_photos(sources: list[Path], part: str = "train", workers: int = 2) -> list[np.ndarray]:
+def read_photos(sources: Sequence[Path], part: str = "train", workers: int = 2) -> list[np.ndarray]:
     """Decodes pictures [H, W, 3] uint8 from folders and tar files, ``part`` "train" or "val"."""
     with ProcessPoolExecutor(workers) as pool:
         decoded = pool.map(decode_square, encoded_photos(sources, part), chunksize=16)

@@ -36,7 +36,7 @@ SPREAD = 2.0  # root mean square of the first latents
 def train(
     config: ExtremeConfig,
     options: TrainConfig,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     perceptual: Path,

@@ -137,7 +137,7 @@ def initialise(prior: IndexPrior, tables: Tables, maps: IndexMaps) -> None:
 def train(
     checkpoint: Path,
     output: Path,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     device: str = "cpu",

@@ -1,5 +1,6 @@
 """``nic train recovery``: the network that guesses lost indices, for a weight file of the extreme mode."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +47,9 @@ def batches(maps: IndexMaps, book: int, count: int, generator: torch.Generator) 
     return torch.stack(windows).long()
 
 
-def train(weights: Path, data: list[Path], run: Path, minutes: float, device: str = "cpu", workers: int = 2) -> None:
+def train(
+    weights: Path, data: Sequence[Path], run: Path, minutes: float, device: str = "cpu", workers: int = 2
+) -> None:
     """Trains the recovery of a weight file, and writes it into that file; its model id stays."""
     processes = Processes(device)
     where = processes.device

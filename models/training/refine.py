@@ -1,6 +1,7 @@
 """``nic train refine``: the refiner, on pairs that the codecs make of photographs at random qualities."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Coder:
 def train(
     config: RefinerConfig,
     options: TrainConfig,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     perceptual: Path,
