@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from nic.errors import UsageError
+from nic.errors import BadInput, UsageError
 
-__all__ = ["train"]
+__all__ = ["EXISTING", "data_option", "device_option", "note_option", "train", "workers_option"]
 
 
 @click.group(short_help="Train models on your own pictures.")
@@ -37,15 +37,23 @@ def config_option(default: str) -> Callable[..., Any]:
     )
 
 
-A_FILE = click.Path(exists=True, path_type=Path)
+EXISTING = click.Path(exists=True, path_type=Path)
 DATA_HELP = (
     "Pictures: a folder, searched recursively, also in tar files, or a tar. Folders named val are set aside for"
     " validation. Repeatable."
 )
-data_option = click.option(
-    "--data", multiple=True, required=True, metavar="DIR_OR_TAR", type=click.Path(path_type=Path), help=DATA_HELP
+data_option = click.option("--data", multiple=True, required=True, metavar="DIR_OR_TAR", type=EXISTING, help=DATA_HELP)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    is_eager=True,  # it decides the default precision
 )
-# What the functions of nic.models.training call run, minutes, device, workers and, in the last two, bfloat16.
+workers_option = click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures."
+)
+# Options are named as the arguments of the functions of nic.models.training, which get them as they are.
 run_options = together(
     click.option(
         "--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run."
@@ -54,20 +62,12 @@ run_options = together(
         "-o",
         "--output",
         "run",
-        type=click.Path(path_type=Path),
+        type=click.Path(file_okay=False, writable=True, path_type=Path),
         required=True,
         help="Folder of checkpoint and log; resumed.",
     ),
-    click.option(
-        "--device",
-        type=click.Choice(["cpu", "cuda"]),
-        default="cpu",
-        show_default=True,
-        is_eager=True,  # it decides the default precision
-    ),
-    click.option(
-        "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures."
-    ),
+    device_option,
+    workers_option,
 )
 precision_option = click.option(
     "--bfloat16/--float32",
@@ -106,10 +106,10 @@ note_option = click.option("--note", default="", help="A line for the model card
 @config_option("tiny")
 @click.option(
     "--start-from",
-    type=A_FILE,
+    type=EXISTING,
     help="Checkpoint (.pt), its averaged weights, or weight file (.safetensors) to start from.",
 )
-@click.option("--codebooks", type=A_FILE, help="Weight file: train with its vector quantizer instead of rounding.")
+@click.option("--codebooks", type=EXISTING, help="Weight file: train with its vector quantizer instead of rounding.")
 @tuning_options
 def image(config: str, codebooks: Path | None, batch: int | None, learning_rate: float | None, **run: Any) -> None:
     """Train the image codec of a config for some minutes; the learning rate has decayed to zero when they end.
@@ -132,7 +132,7 @@ def image(config: str, codebooks: Path | None, batch: int | None, learning_rate:
     "--photos",
     multiple=True,
     metavar="DIR_OR_TAR",
-    type=click.Path(path_type=Path),
+    type=EXISTING,
     help="Pictures, as for nic train image. Repeatable.",
 )
 @run_options
@@ -185,7 +185,10 @@ def write_residuals(start: Any, clip: str, seed: int, folder: Path) -> None:
     name = f"{Path(clip).stem}-{seed}"
     if any(folder.glob(f"*/{name}-*.png")):
         return
-    frames = np.stack(list(Source.open(clip).frames()))
+    try:
+        frames = np.stack(list(Source.open(clip).frames()))
+    except BadInput as error:
+        raise BadInput(f"{clip}: {error}") from error
     for index, picture in enumerate(residual_pictures(start, frames, seed)):
         target = folder / ("val" if index % 20 == 19 else "train") / f"{name}-{index:05}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +201,7 @@ def write_residuals(start: Any, clip: str, seed: int, folder: Path) -> None:
 @config_option("extreme")
 @click.option(
     "--start-from",
-    type=A_FILE,
+    type=EXISTING,
     required=True,
     help="Checkpoint (.pt) or weight file (.safetensors) of the fidelity mode, or checkpoint of this command.",
 )
@@ -219,7 +222,7 @@ def extreme(config: str, batch: int | None, learning_rate: float | None, **run: 
 
 
 @train.command(short_help="Train the prior of the extreme mode's indices and write the weight file.")
-@click.argument("checkpoint", type=A_FILE)
+@click.argument("checkpoint", type=EXISTING)
 @click.argument("output", type=click.Path(path_type=Path))
 @data_option
 @run_options
@@ -237,7 +240,7 @@ def indices(output: Path, **run: Any) -> None:
 
 
 @train.command(short_help="Train what fills lost cells of the extreme mode.")
-@click.argument("weights", type=A_FILE)
+@click.argument("weights", type=EXISTING)
 @data_option
 @run_options
 def recovery(**run: Any) -> None:
@@ -254,7 +257,7 @@ def recovery(**run: Any) -> None:
 @config_option("refiner")
 @click.option("--fidelity", default="fidelity", show_default=True, help="Installed model, or weight file.")
 @click.option("--extreme", default="extreme", show_default=True, help="Installed model, or weight file.")
-@click.option("--start-from", type=A_FILE, help="Checkpoint (.pt) of an earlier run to go on from.")
+@click.option("--start-from", type=EXISTING, help="Checkpoint (.pt) of an earlier run to go on from.")
 @perceptual_options
 @tuning_options
 @note_option
@@ -292,11 +295,11 @@ def read_config(
     from nic.models.config import CONFIGS, read_toml
 
     path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
-    if not path.exists():
-        raise UsageError(f"no config {name}: there are {', '.join(p.stem for p in CONFIGS.glob('*.toml'))}")
+    if not path.is_file():
+        raise UsageError(f"no config {name}: there are {', '.join(sorted(p.stem for p in CONFIGS.glob('*.toml')))}")
     try:
         model, options = read_toml(path, sizes)
-    except TypeError:
+    except (OSError, KeyError, TypeError, ValueError):
         raise UsageError(f"config {name} is not one of this command") from None
     return model, dataclasses.replace(
         options, batch=batch or options.batch, learning_rate=learning_rate or options.learning_rate

@@ -81,7 +81,7 @@ def train(
 
     log = Log(run / "log.jsonl", processes.rank)
     checkpoint = fit(model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
-    if processes.rank == 0:
+    if validation:
         for row in evaluate(model.eval(), validation):
             log.write({"validation": row})
     log.close()

@@ -20,7 +20,7 @@ from nic.models.extreme import BITS_MIN, ExtremeCodec, books_of, nearest
 from nic.models.indices import LOGIT_CLASSES, LOGIT_STEP, STEPS, IndexPrior, path_of, step_positions
 from nic.models.prior import UNIT
 from nic.models.training.data import SIDE, read_photos
-from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.loop import Log, Processes, fit, read_checkpoint
 from nic.models.transforms import QUALITY_INDICES, Analysis
 from nic.models.vq import TOTAL
 
@@ -149,14 +149,13 @@ def train(
     where = processes.device
     torch.manual_seed(OPTIONS.seed)
     run.mkdir(parents=True, exist_ok=True)
-    state = torch.load(checkpoint, map_location=where, weights_only=True)
-    config = ExtremeConfig(**state["config"])
+    state, config = read_checkpoint(checkpoint, ExtremeConfig, where)
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.load_state_dict(state["average"])
     tables = Tables(model)
-    maps, validation = (
-        gather(model.analysis, tables.books, read_photos(data, part, workers), where) for part in ("train", "val")
-    )
+    maps = gather(model.analysis, tables.books, read_photos(data, "train", workers), where)
+    photos = read_photos(data, "val", workers)
+    validation = gather(model.analysis, tables.books, photos, where) if photos else None
     prior = IndexPrior(config).to(where, memory_format=torch.channels_last)
     initialise(prior, tables, maps)
     generator = torch.Generator(where)
@@ -178,7 +177,7 @@ def train(
     optimizer = torch.optim.Adam(prior.parameters(), OPTIONS.learning_rate, fused=True)
     fit(prior, [optimizer], loss, seed, config, OPTIONS, run, minutes, processes, log)
     prior = prior.to_integer()
-    for row in evaluate(prior, tables, maps, validation):
+    for row in evaluate(prior, tables, maps, validation) if validation else ():
         log.write(row)
     card: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
