@@ -75,7 +75,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     metavar="S",
     help="How much of what --refine changes is kept, 0 to 1.  [default: 0.5]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, metavar="K", help="Other detail for every K.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), metavar="K", help="Other detail for every K.  [default: 0]")
 @click.option(
     "--consistent", is_flag=True, help="Keep what --refine changes to what would be coded alike, and say how well."
 )
@@ -94,7 +94,7 @@ def decompress(
     frame: int | None,
     refine: int,
     strength: float | None,
-    seed: int,
+    seed: int | None,
     consistent: bool,
     partial: bool,
     device: str,
@@ -116,11 +116,12 @@ def decompress(
     suffix = f".{format_name or 'png'}".lower()
     if ray and folder is None:
         raise UsageError("--ray is for many files: give -o FOLDER")
-    if not refine and (strength is not None or consistent):
-        raise UsageError("--refine-strength and --consistent are for --refine")
-    flow: dict[str, Any] = {"steps": refine, "seed": seed, "consistent": consistent} if refine else {}
-    if strength is not None:
-        flow["strength"] = strength
+    given = {"strength": strength, "seed": seed, "consistent": consistent or None}
+    flow: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if flow and not refine:
+        raise UsageError("--refine-strength, --seed and --consistent are for --refine")
+    if refine:
+        flow["steps"] = refine
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix

@@ -111,7 +111,7 @@ def compress(
     if len(targets) > 1:
         raise UsageError("give only one of bpp, size and psnr")
     if not all(0 < target < math.inf for target in targets):
-        raise UsageError("bpp, size and psnr must be positive")
+        raise UsageError("bpp, size and psnr must be positive and finite")
     if not 0 <= quality <= 100:
         raise UsageError(f"quality {quality:g} is outside 0 to 100")
     if not 1 <= effort <= 9:
