@@ -163,7 +163,7 @@ def train(
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(len(maps.book), (OPTIONS.batch,), generator=generator, device=where)
         indices = maps.indices[chosen].int()
-        indices = torch.where((torch.rand(1, generator=generator) < 0.5).to(where), indices.mT, indices)
+        indices = torch.where(torch.rand(1, generator=generator, device=where) < 0.5, indices.mT, indices)
         step = int(torch.multinomial(STEP_SHARES, 1))
         bits, positions = index_bits(prior, tables, indices, maps.book[chosen], step)
         ratio = bits.sum() / (positions * (maps.book[chosen] + BITS_MIN)).sum()

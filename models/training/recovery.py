@@ -55,7 +55,7 @@ def train(
     where = processes.device
     torch.manual_seed(OPTIONS.seed)
     run.mkdir(parents=True, exist_ok=True)
-    model = store.load_extreme(weights, device)
+    model = store.load_extreme(weights, str(where))
     maps = gather(model.analysis, model.codewords, read_photos(data, "train", workers), where, passes=1)
     codewords = [book / UNIT for book in model.codewords]
     recovery = Recovery(model.config).to(where)

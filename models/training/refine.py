@@ -41,7 +41,7 @@ class Coder:
         self.fidelity.load_state_dict(state)
         self.fidelity.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.fidelity.codebooks = store.read_codebooks(fidelity).to(device)
-        self.extreme = store.load_extreme(extreme, device.type)
+        self.extreme = store.load_extreme(extreme, str(device))
 
     @torch.no_grad()
     def decoded(self, images: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
