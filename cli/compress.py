@@ -19,9 +19,10 @@ from nic.cli.files import (
     read,
     report,
     resume_option,
+    unwritable,
     write,
 )
-from nic.errors import OutputExists, UsageError
+from nic.errors import UsageError
 
 __all__ = ["compress"]
 
@@ -222,7 +223,7 @@ def _compress_video(
         report(f"nic: {source}: interrupted; the same command with --resume goes on")
         raise
     except OSError as error:
-        raise OutputExists(f"{target} cannot be written: {error.strerror}") from error
+        raise unwritable(target, error) from error
     count, pixels = len(clip.ticks), clip.width * clip.height * len(clip.ticks)
     lines = [f"nic: {source}: {note}" for note in done.notes]
     if not quiet:

@@ -55,7 +55,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "--format",
     "format_name",
     metavar="NAME",
-    help="png, tif, webp, avif, jpg, bmp or ppm.  [default: by OUT's suffix; png with -o or to stdout]",
+    help="png, tif, webp, avif, jpg, bmp, ppm; mkv, mp4, mov.  [default: by OUT's suffix; png with -o or to stdout]",
 )
 @click.option(
     "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."

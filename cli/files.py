@@ -31,6 +31,7 @@ __all__ = [
     "report",
     "resume_option",
     "stdin_blocks",
+    "unwritable",
     "write",
 ]
 
@@ -252,7 +253,7 @@ def write(target: str, data: bytes) -> None:
         except BrokenPipeError:
             raise  # click ends the command without a word
         except OSError as error:
-            raise OutputExists(f"stdout cannot be written: {error.strerror}") from error
+            raise unwritable("stdout", error) from error
         return
     with replacing(target) as part:
         part.write_bytes(data)
@@ -276,7 +277,11 @@ def replacing(target: str) -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise OutputExists(f"{target} cannot be written: {error.filename} is no folder") from error
     except OSError as error:
-        raise OutputExists(f"{target} cannot be written: {error.strerror}") from error
+        raise unwritable(target, error) from error
+
+
+def unwritable(target: str, error: OSError) -> OutputExists:
+    """What to raise where writing, or making the folders for it, has raised an OSError."""
+    reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
+    return OutputExists(f"{target} cannot be written: {reason}")
