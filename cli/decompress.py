@@ -14,6 +14,7 @@ import click
 
 from nic.cli.files import (
     Done,
+    Real,
     check_target,
     for_each,
     jobs_option,
@@ -72,7 +73,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
 @click.option(
     "--refine-strength",
     "strength",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     metavar="S",
     help="How much of what --refine changes is kept, 0 to 1.  [default: 0.5]",
 )

@@ -1,5 +1,6 @@
 """Files of the command line: `-` for stdin and stdout, output names, writing all or nothing, several files in a row."""
 
+import math
 import os
 import secrets
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 
@@ -17,6 +18,7 @@ from nic.errors import BadInput, NicError, OutputExists, UsageError
 
 __all__ = [
     "Done",
+    "Real",
     "check_target",
     "cores",
     "expand",
@@ -34,6 +36,16 @@ __all__ = [
     "unwritable",
     "write",
 ]
+
+
+class Real(click.FloatRange):
+    """A finite number in a range; click's own type takes nan for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
 
 
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:

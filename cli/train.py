@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nic.cli.files import Real
 from nic.errors import BadInput, UsageError
 
 __all__ = ["EXISTING", "data_option", "device_option", "note_option", "train", "workers_option"]
@@ -55,9 +56,7 @@ workers_option = click.option(
 )
 # Options are named as the arguments of the functions of nic.models.training, which get them as they are.
 run_options = together(
-    click.option(
-        "--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall-clock length of the run."
-    ),
+    click.option("--minutes", type=Real(0, min_open=True), required=True, help="Wall-clock length of the run."),
     click.option(
         "-o",
         "--output",
@@ -79,7 +78,7 @@ precision_option = click.option(
 tuning_options = together(
     precision_option,
     click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's."),
-    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the config's."),
+    click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's."),
 )
 perceptual_options = together(
     click.option(
@@ -91,7 +90,7 @@ perceptual_options = together(
     click.option(
         "--adversary",
         "adversary_weight",
-        type=click.FloatRange(0),
+        type=Real(0),
         default=0.0,
         metavar="WEIGHT",
         help="Weight of the loss to a discriminator that learns at the same time; by default there is none.",
