@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
     pictures = [Picture(photo) for photo in read_photos(arguments.data, "val")[: arguments.photos]]
+    if not pictures:
+        parser.error("--data has no folder named val")
     model = load_model("fidelity", "cpu")
     run = {"photos": len(pictures), "model": model.id.hex(), "date": date.today().isoformat()}
     work = [(effort, level) for effort in arguments.efforts for level in LEVELS]

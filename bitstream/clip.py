@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from nic.bitstream.container import SIGNATURE, Contents, collect, noted, pack_chunk, read_head, scan
 from nic.bitstream.fields import Field, Reader, pack_fields, pack_varint, unpack_fields
-from nic.bitstream.header import Header, Kind, pack_header
+from nic.bitstream.header import Header, Kind, Mode, pack_header
 from nic.bitstream.limits import MAX_CHUNKS, MAX_FRAMES, MAX_GROUP, MAX_GROUP_PIXELS
 from nic.errors import BadFile, BadInput, UsageError
 
@@ -154,8 +154,8 @@ def check(header: Header, clip: Clip, error: type[BadFile | BadInput]) -> None:
         raise error(f"{pixels} pixels in a group are more than the {MAX_GROUP_PIXELS} of a .nic file")
     if clip.groups > MAX_CHUNKS - 8:
         raise error(f"{clip.groups} groups are more than the {MAX_CHUNKS - 8} of a .nic file")
-    if (header.channels, header.bit_depth) != (3, 8):
-        raise error("a video has three channels of 8 bits")
+    if (header.mode, header.channels, header.bit_depth) != (Mode.FIDELITY, 3, 8):
+        raise error("a video has fidelity mode and three channels of 8 bits")
 
 
 def unpack_group(payload: bytes, length: int, index: int) -> Group:

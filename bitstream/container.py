@@ -80,7 +80,7 @@ def pack(file: NicFile) -> bytes:
     """The bytes of `file`. Raises BadInput if a block is larger than the format allows."""
     rows, columns = cell_grid(file.header)
     if len(file.cells) != rows * columns:
-        raise ValueError(f"{len(file.cells)} cells given for a grid of {rows}×{columns}")
+        raise ValueError(f"{len(file.cells)} cells given for a grid of {rows}x{columns}")
     blocks = {tag: block for tag, name in BLOCKS.items() if (block := getattr(file, name)) is not None}
     parts = [SIGNATURE, pack_chunk("HEAD", pack_header(file.header, blocks))]
     parts += [pack_chunk(tag, _deflate(tag, block) if tag in DEFLATED else block) for tag, block in blocks.items()]

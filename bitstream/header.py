@@ -81,7 +81,7 @@ class Header:
             if not declared.accepts(value):
                 raise BadInput(f"{declared.name} is {value!r}; a .nic file allows {declared.allowed_text()}")
         if self.width * self.height > (limit := max_pixels()):
-            raise BadInput(f"{self.width}×{self.height} pixels are more than {limit}, the limit here")
+            raise BadInput(f"{self.width}x{self.height} pixels are more than {limit}, the limit here")
 
     def promises(self, tag: str) -> bool:
         """Whether the file says that it has the optional chunk `tag`."""

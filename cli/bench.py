@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from nic.cli.files import cores, expand, frame_range, report
+from nic.cli.files import Real, cores, expand, frame_range, report
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]
@@ -47,7 +47,7 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
     "--at",
     "targets",
     multiple=True,
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     default=(0.25,),
     show_default=True,
     metavar="BPP",

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from nic.cli.train import EXISTING, data_option, device_option, note_option, workers_option
+
 __all__ = ["codebook"]
 
 
@@ -13,12 +15,12 @@ def codebook() -> None:
 
 
 @codebook.command(short_help="Fit codebooks and write the weight file.")
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.argument("checkpoint", type=EXISTING)
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--data", "sources", multiple=True, required=True, metavar="DIR_OR_TAR", help="As for nic train.")
+@data_option
 @click.option("--crops", type=click.IntRange(1), default=400, show_default=True, help="256x256 crops a pass, 3 passes.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures.")
+@device_option
+@workers_option
 @click.option(
     "--mode",
     type=click.Choice(["fidelity", "video"]),
@@ -28,14 +30,14 @@ def codebook() -> None:
 )
 @click.option(
     "--codebooks",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING,
     help="Weight file: keep its codewords, and only count their symbols. Takes minutes less.",
 )
-@click.option("--note", default="", help="A line for the model card: what the model was trained on.")
+@note_option
 def fit(
     checkpoint: Path,
     output: Path,
-    sources: tuple[str, ...],
+    data: tuple[Path, ...],
     crops: int,
     device: str,
     workers: int,
@@ -52,6 +54,5 @@ def fit(
     from nic.models.training.codebook import fit_weights
 
     books = store.read_codebooks(codebooks) if codebooks else None
-    data = [Path(source) for source in sources]
     for row in fit_weights(checkpoint, output, data, crops, device, workers, note, mode, books):
         click.echo(row)

@@ -9,6 +9,7 @@ import click
 
 from nic.cli.files import (
     Done,
+    Real,
     check_target,
     for_each,
     frame_range,
@@ -19,9 +20,10 @@ from nic.cli.files import (
     read,
     report,
     resume_option,
+    unwritable,
     write,
 )
-from nic.errors import OutputExists, UsageError
+from nic.errors import UsageError
 
 __all__ = ["compress"]
 
@@ -46,20 +48,20 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 @click.option(
     "-q",
     "--quality",
-    type=click.FloatRange(0, 100),
+    type=Real(0, 100),
     metavar="Q",
     help="0 (smallest) to 100 (best), in any fraction; 30 to 70 suit photographs.  [default: 50]",
 )
 @click.option(
     "--bpp",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     metavar="BITS",
     help="Aim at so many bits per pixel, of the whole file.",
 )
 @click.option(
     "--size", callback=_byte_size, metavar="BYTES", help="Aim at so many bytes; 20k is 20,000 and 1.5M is 1,500,000."
 )
-@click.option("--psnr", type=click.FloatRange(0, min_open=True), metavar="DB", help="Aim at a PSNR in dB, say 35.")
+@click.option("--psnr", type=Real(0, min_open=True), metavar="DB", help="Aim at a PSNR in dB, say 35.")
 @click.option(
     "-e",
     "--effort",
@@ -79,7 +81,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 )
 @click.option(
     "--mask-rate",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     default=0,
     show_default=True,
     metavar="SHARE",
@@ -222,7 +224,7 @@ def _compress_video(
         report(f"nic: {source}: interrupted; the same command with --resume goes on")
         raise
     except OSError as error:
-        raise OutputExists(f"{target} cannot be written: {error.strerror}") from error
+        raise unwritable(target, error) from error
     count, pixels = len(clip.ticks), clip.width * clip.height * len(clip.ticks)
     lines = [f"nic: {source}: {note}" for note in done.notes]
     if not quiet:

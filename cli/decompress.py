@@ -4,7 +4,8 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import click
 
 from nic.cli.files import (
     Done,
+    Real,
     check_target,
     for_each,
     jobs_option,
@@ -55,7 +57,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "--format",
     "format_name",
     metavar="NAME",
-    help="png, tif, webp, avif, jpg, bmp or ppm.  [default: by OUT's suffix; png with -o or to stdout]",
+    help="png, tif, webp, avif, jpg, bmp, ppm; mkv, mp4, mov.  [default: by OUT's suffix; png with -o or to stdout]",
 )
 @click.option(
     "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."
@@ -71,11 +73,11 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
 @click.option(
     "--refine-strength",
     "strength",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     metavar="S",
     help="How much of what --refine changes is kept, 0 to 1.  [default: 0.5]",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, metavar="K", help="Other detail for every K.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), metavar="K", help="Other detail for every K.  [default: 0]")
 @click.option(
     "--consistent", is_flag=True, help="Keep what --refine changes to what would be coded alike, and say how well."
 )
@@ -94,7 +96,7 @@ def decompress(
     frame: int | None,
     refine: int,
     strength: float | None,
-    seed: int,
+    seed: int | None,
     consistent: bool,
     partial: bool,
     device: str,
@@ -116,85 +118,89 @@ def decompress(
     suffix = f".{format_name or 'png'}".lower()
     if ray and folder is None:
         raise UsageError("--ray is for many files: give -o FOLDER")
-    if not refine and (strength is not None or consistent):
-        raise UsageError("--refine-strength and --consistent are for --refine")
-    flow: dict[str, Any] = {"steps": refine, "seed": seed, "consistent": consistent} if refine else {}
-    if strength is not None:
-        flow["strength"] = strength
+    given = {"strength": strength, "seed": seed, "consistent": consistent or None}
+    flow: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if flow and not refine:
+        raise UsageError("--refine-strength, --seed and --consistent are for --refine")
+    if refine:
+        flow["steps"] = refine
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
-    work = functools.partial(
-        _decompress_one,
-        targets=targets,
-        suffix=suffix,
-        crop=crop,
-        frame=frame,
-        flow=flow,
-        partial=partial,
-        device=device,
-        force=force,
-        resume=resume,
-        quiet=quiet,
-    )
-    for_each(targets, work, jobs, ray)
+    options = Options(targets, suffix, crop, frame, flow, partial, device, force, resume, quiet)
+    for_each(targets, functools.partial(_decompress_one, options=options), jobs, ray)
 
 
-def _decompress_one(
-    source: str,
-    *,
-    targets: dict[str, str],
-    suffix: str,
-    crop: tuple[int, int, int, int] | None,
-    frame: int | None,
-    flow: dict[str, Any],
-    partial: bool,
-    device: str,
-    force: bool,
-    resume: bool,
-    quiet: bool,
-) -> Done:
-    from nic import codec
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for, of each file."""
+
+    targets: dict[str, str]  # by source
+    suffix: str
+    crop: tuple[int, int, int, int] | None
+    frame: int | None
+    flow: dict[str, Any]  # fields of a Refinement, or none
+    partial: bool
+    device: str
+    force: bool
+    resume: bool
+    quiet: bool
+
+
+def _decompress_one(source: str, options: Options) -> Done:
     from nic.bitstream.container import chunks, read_head
     from nic.bitstream.header import Kind
-    from nic.pixels import output_format, save
     from nic.refine import Refinement
 
-    target = targets[source]
-    refinement = Refinement(**flow) if flow else None
-    if resume and os.path.isfile(target):
+    target = options.targets[source]
+    refinement = Refinement(**options.flow) if options.flow else None
+    if options.resume and os.path.isfile(target):
         return Done()
-    check_target(target, force)
-    streamed = source == "-" and crop is None and frame is None and _is_for_picture(target, suffix)
-    data = None if streamed else read(source)
-    if data is not None and read_head(next(chunks(data))).kind == Kind.VIDEO:
-        if crop:
-            raise UsageError("--crop is for pictures")
-        return _decompress_video(source, data, target, suffix.lower(), frame, refinement, partial, device, force, quiet)
-    if frame is not None:
+    check_target(target, options.force)
+    whole = options.crop is None and options.frame is None
+    if source == "-" and whole and _is_for_picture(target, options.suffix):
+        return _decompress_picture(source, None, target, options, refinement)
+    data = read(source)
+    if read_head(next(chunks(data))).kind == Kind.VIDEO:
+        return _decompress_video(source, data, target, options, refinement)
+    return _decompress_picture(source, data, target, options, refinement)
+
+
+def _decompress_picture(
+    source: str, data: bytes | None, target: str, options: Options, refinement: "Refinement | None"
+) -> Done:
+    """``data`` is None where the file is still coming in from stdin."""
+    from nic import codec
+    from nic.pixels import output_format, save
+
+    if options.frame is not None:
         raise UsageError("--frame is for videos, and this is none")
-    format = output_format(suffix)
+    format = output_format(options.suffix)
     start = time.monotonic()
-    with picture_bar(source, quiet):
+    with picture_bar(source, options.quiet):
         if data is None:
-            result = codec.recover_stream(stdin_blocks(), refinement=refinement, device=device)
+            result = codec.recover_stream(stdin_blocks(), refinement=refinement, device=options.device)
         else:
-            result = codec.recover(data, crop=crop, refinement=refinement, device=device)
-    if result.truncated and not partial:
+            result = codec.recover(data, crop=options.crop, refinement=refinement, device=options.device)
+    if result.truncated and not options.partial:
         raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
     file = BytesIO()
     save(result.picture, file, format)
     write(target, file.getvalue())
     if result.problems:
-        more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
         lost = f"{result.concealed} cell(s) are filled in" if result.concealed else "its pixels are whole"
-        raise Concealed(f"{result.problems[0]}{more}; {target} is written, {lost}")
+        raise _concealed(result.problems, target, lost)
     height, width, _ = result.picture.pixels.shape
     speed = width * height / 1e6 / (time.monotonic() - start)
     line = f"{source} -> {target}  {width}x{height}  {speed:.2g} Mpx/s"
     if result.consistency is not None:
         line += f"  {result.consistency:.1%} of its latents agree with the file"
-    return Done(() if quiet else (line,), width * height)
+    return Done(() if options.quiet else (line,), width * height)
+
+
+def _concealed(problems: Sequence[str], target: str, lost: str) -> Concealed:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Concealed(f"{problems[0]}{more}; {target} is written, {lost}")
 
 
 def _is_for_picture(target: str, suffix: str) -> bool:
@@ -203,44 +209,36 @@ def _is_for_picture(target: str, suffix: str) -> bool:
     return "%" not in target and suffix.lower() not in WRITABLE
 
 
-def _decompress_video(
-    source: str,
-    data: bytes,
-    target: str,
-    suffix: str,
-    frame: int | None,
-    refinement: "Refinement | None",
-    partial: bool,
-    device: str,
-    force: bool,
-    quiet: bool,
-) -> Done:
+def _decompress_video(source: str, data: bytes, target: str, options: Options, refinement: "Refinement | None") -> Done:
     from nic import video
     from nic.media import WRITABLE
 
+    suffix, frame = options.suffix.lower(), options.frame
+    if options.crop:
+        raise UsageError("--crop is for pictures")
     if target == "-" and frame is None:
         raise UsageError("a video cannot go to stdout: name a file, or take one --frame of it")
     file = video.read(data)
-    if file.truncated and not partial:
+    if file.truncated and not options.partial:
         raise BadFile(f"{file.problems[0]}; --partial decodes what there is")
-    size = f"{file.header.width}x{file.header.height}"
     if frame is not None:
-        _save_picture(video.decode_one(file, frame, refinement=refinement, device=device), target, suffix)
+        pixels = video.decode_one(file, frame, refinement=refinement, device=options.device)
+        _save_picture(pixels, target, suffix)
         made, lost = f"frame {frame}", "that frame is whole"
     elif "%" in target or suffix in WRITABLE:
-        frames = video.decode_frames(file, refinement=refinement, device=device)
+        frames = video.decode_frames(file, refinement=refinement, device=options.device)
         if "%" in target:
-            count = _write_pictures(file, frames, target, suffix, force)
+            count = _write_pictures(file, frames, target, suffix, options.force)
         else:
-            count = _write_video(file, frames, target, suffix, quiet)
+            count = _write_video(file, frames, target, suffix, options.quiet)
         made, lost = f"{count} frames", f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
     if file.problems:
-        more = f" (and {len(file.problems) - 1} more)" if len(file.problems) > 1 else ""
         lost += "; pixels are not exact without the clip's network" if file.network_lost else ""
-        raise Concealed(f"{file.problems[0]}{more}; {target} is written, {lost}")
-    return Done(() if quiet else (f"{source} -> {target}  {size}  {made}",))
+        raise _concealed(file.problems, target, lost)
+    size = f"{file.header.width}x{file.header.height}"
+    return Done(() if options.quiet else (f"{source} -> {target}  {size}  {made}",))
 
 
 def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:

@@ -1,5 +1,6 @@
 """Files of the command line: `-` for stdin and stdout, output names, writing all or nothing, several files in a row."""
 
+import math
 import os
 import secrets
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 
@@ -17,6 +18,7 @@ from nic.errors import BadInput, NicError, OutputExists, UsageError
 
 __all__ = [
     "Done",
+    "Real",
     "check_target",
     "cores",
     "expand",
@@ -31,8 +33,19 @@ __all__ = [
     "report",
     "resume_option",
     "stdin_blocks",
+    "unwritable",
     "write",
 ]
+
+
+class Real(click.FloatRange):
+    """A finite number in a range; click's own type takes nan for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
 
 
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:
@@ -41,12 +54,17 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     Into a folder, each target keeps its source's name with `suffix`; from a folder come, recursively and under their
     relative names, the files whose suffix in lower case is in `wanted`.
 
-    Raises UsageError for contradictory arguments or two sources with one target, BadInput for a folder without files.
+    Raises UsageError for contradictory arguments, two sources with one target, or a source that is its own target,
+    BadInput for a folder without files, OutputExists for an output folder that is none.
     """
     if folder is None:
         if len(paths) != 2 or any(os.path.isdir(path) for path in paths):
             raise UsageError("give IN and OUT, or any number of inputs and folders with -o FOLDER")
+        if "-" not in paths:
+            check_apart(*paths)
         return {paths[0]: paths[1]}
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise OutputExists(f"{folder} is a file: -o takes a folder")
     targets: dict[str, str] = {}
     sources: dict[str, str] = {}
     for path in paths:
@@ -56,8 +74,15 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
             target = str(Path(folder, relative).with_suffix(suffix))
             if target in sources:
                 raise UsageError(f"{sources[target]} and {source} would both become {target}")
+            check_apart(source, target)
             targets[source], sources[target] = target, source
     return targets
+
+
+def check_apart(source: str, target: str) -> None:
+    """Raises UsageError where they are one file, which --force must not replace: what nic writes has lost detail."""
+    if os.path.isfile(source) and os.path.isfile(target) and os.path.samefile(source, target):
+        raise UsageError(f"{source} would be overwritten by what is made of it: name another output")
 
 
 def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
@@ -173,7 +198,7 @@ def picture_bar(source: str, quiet: bool) -> Iterator[None]:
 def read(source: str) -> bytes:
     """All bytes of a file, or of stdin for `-`. Raises BadInput."""
     try:
-        return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return b"".join(stdin_blocks()) if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}") from error
 
@@ -194,6 +219,8 @@ jobs_option = click.option(
 
 def stdin_blocks() -> Iterator[bytes]:
     """The bytes of stdin as they come in. Raises BadInput."""
+    if sys.stdin is None:
+        raise BadInput("cannot be read: it is closed")
     stdin = cast(BufferedReader, sys.stdin.buffer)
     try:
         while block := stdin.read1(2**16):
@@ -215,6 +242,8 @@ resume_option = click.option(
 def check_target(target: str, force: bool) -> None:
     """Refuse, before any work is done, to overwrite a file (OutputExists) or to fill a terminal (UsageError)."""
     if target == "-":
+        if sys.stdout is None:
+            raise OutputExists("stdout cannot be written: it is closed")
         if sys.stdout.isatty():
             raise UsageError("will not write a picture to a terminal: redirect stdout or name a file")
     elif os.path.isdir(target):
@@ -230,8 +259,13 @@ def write(target: str, data: bytes) -> None:
     and an interrupted command leaves the old one. Devices and pipes are written to directly.
     """
     if target == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise  # click ends the command without a word
+        except OSError as error:
+            raise unwritable("stdout", error) from error
         return
     with replacing(target) as part:
         part.write_bytes(data)
@@ -256,4 +290,10 @@ def replacing(target: str) -> Iterator[Path]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputExists(f"{target} cannot be written: {error.strerror}") from error
+        raise unwritable(target, error) from error
+
+
+def unwritable(target: str, error: OSError) -> OutputExists:
+    """What to raise where writing, or making the folders for it, has raised an OSError."""
+    reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
+    return OutputExists(f"{target} cannot be written: {reason}")

@@ -68,7 +68,7 @@ class RefinerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train it; every field can be overridden on the command line."""
+    """How to train it; the command line may override batch and learning_rate."""
 
     batch: int  # crops per step and process
     crop: int  # pixels, a multiple of 64

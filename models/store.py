@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from nic.errors import UnknownModel
 
@@ -149,8 +149,7 @@ def model_id(tensors: dict[str, np.ndarray], mode: str = DEFAULT) -> bytes:
 def available() -> Iterator[dict[str, Any]]:
     """What is installed: id (hex), name, mode, bytes, path and model card of each model. Loads no torch."""
     for path in sorted(WEIGHTS.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
+        metadata = read_metadata(path)
         yield {
             "id": metadata["id"],
             "name": path.stem,
@@ -253,8 +252,7 @@ def add_recovery(path: Path, recovery: "Recovery") -> None:
     """Writes a recovery network, in float16, into the weight file of an extreme model."""
     from safetensors.numpy import load_file, save_file
 
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
+    metadata = read_metadata(path)
     tensors = {name: value for name, value in load_file(path).items() if not name.startswith("recovery.")}
     state = recovery.state_dict().items()
     save_file(tensors | {f"recovery.{name}": value.cpu().half().numpy() for name, value in state}, path, metadata)
@@ -300,13 +298,23 @@ def load_file_of(path: str | Path, device: str) -> AnyModel:
     return build_fidelity(identity, sizes, tensors, device)
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a weight file: mode, id, config and card; raises UnknownModel for any other file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError):
+        metadata = {}
+    if not metadata.keys() >= {"mode", "id", "config", "card"}:
+        raise UnknownModel(f"{path} is damaged, or no weight file of nic")
+    return metadata
+
+
 def read_weights(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """The metadata and tensors of a weight file; raises UnknownModel if they do not match its id."""
     from safetensors.numpy import load_file
 
-    with safe_open(path, framework="numpy") as file:
-        metadata: dict[str, str] = file.metadata()
-    tensors = load_file(path)
+    metadata, tensors = read_metadata(path), load_file(path)
     if model_id(tensors, metadata["mode"]).hex() != metadata["id"]:
         raise UnknownModel(f"{path} is damaged: its tensors do not match its id; reinstall nic")
     return metadata, tensors
@@ -370,9 +378,10 @@ def part_of(tensors: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
 
 
 def read_codebooks(path: Path) -> "Codebooks":
-    """The codebooks of a weight file."""
-    from safetensors.numpy import load_file
-
+    """The codebooks of a weight file of fidelity mode or of videos; raises UnknownModel for any other."""
     from nic.models.vq import Codebooks
 
-    return Codebooks.from_arrays(part_of(load_file(path), "codebooks"))
+    metadata, tensors = read_weights(path)
+    if metadata["mode"] not in (FIDELITY, VIDEO):
+        raise UnknownModel(f"{path} is of mode {metadata['mode']}, and has no codebooks of scale classes")
+    return Codebooks.from_arrays(part_of(tensors, "codebooks"))

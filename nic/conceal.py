@@ -34,7 +34,8 @@ def conceal(latents: Tensor, lost: list[Slices]) -> None:
             (rows, slice(columns.start - 1, columns.start), right),
             (rows, slice(columns.stop, columns.stop + 1), width + 1 - right),
         )
-        total, weight = torch.zeros_like(filled[:, :, rows, columns]), torch.full((height, width), 1e-9)
+        total = torch.zeros_like(filled[:, :, rows, columns])
+        weight = torch.full((height, width), 1e-9, device=latents.device)
         for r, c, distance in sides:
             if r.start >= 0 and c.start >= 0 and intact[r, c].numel() and intact[r, c].all():
                 total += smooth(latents[:, :, r, c]) / distance

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NicImageFile"]
 
-_OPTIONS = ("quality", "bpp", "size", "psnr", "effort", "mode", "device")
+_OPTIONS = ("quality", "bpp", "size", "psnr", "effort", "mode", "mask_rate", "device")
 _METADATA = ("icc_profile", "exif", "xmp")
 
 

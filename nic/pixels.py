@@ -160,7 +160,8 @@ def output_format(suffix: str) -> str:
     """The format of WRITABLE that a file name's suffix (".jpg") stands for. Raises UsageError for any other suffix."""
     format = Image.registered_extensions().get(suffix.lower(), "")
     if format not in WRITABLE:
-        raise UsageError(f"cannot write {suffix or 'no suffix'!r}: use .png, .tif, .webp, .avif, .jpg, .bmp or .ppm")
+        what = f"cannot write {suffix!r}" if suffix else "a name without a suffix names no format"
+        raise UsageError(f"{what}: use .png, .tif, .webp, .avif, .jpg, .bmp or .ppm")
     return format
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from nic import codec
 from nic.bitstream.container import NicFile, cell_grid, pack, unpack
@@ -66,6 +67,15 @@ def test_alpha_that_does_not_fit_is_refused(photo: np.ndarray, ramp: np.ndarray)
     for alpha in (codec.encode_alpha(ramp[:10]), b"no PNG", (file.alpha or b"")[:99]):
         with pytest.raises(BadFile, match="alpha"):
             codec.decompress(pack(NicFile(file.header, file.cells, alpha=alpha)))
+
+
+def test_alpha_may_be_as_large_as_the_picture(
+    photo: np.ndarray, ramp: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow's own limit, here below half of the picture's pixels, would call it a decompression bomb."""
+    data = codec.compress(Picture(photo, ramp), quality=20, effort=1).data
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", ramp.size // 3)
+    assert np.array_equal(codec.decompress(data).alpha, ramp)
 
 
 def test_unknown_model_is_named(small: bytes) -> None:

@@ -1,22 +1,19 @@
-"""Our rate and loss against CompressAI's, which many published codecs were trained with. Needs the train group."""
+"""Our rate and loss against CompressAI's, which many published codecs were trained with. Needs the bench group."""
 
 import importlib.util
 
 import pytest
 import torch
 
+from nic.bench.shim import declare_operators
 from nic.models.codec import ImageCodec, gaussian_bits
 from nic.models.config import CONFIGS, ImageConfig, read_toml
 from nic.models.transforms import lambda_of
 
 if importlib.util.find_spec("compressai") is None:
-    pytest.skip("compressai is not installed: pip install -c constraints.txt -e '.[train]'", allow_module_level=True)
+    pytest.skip("compressai is not installed: pip install -c constraints.txt -e '.[bench]'", allow_module_level=True)
 
-if torch.version.cuda is None:
-    # PyPI's torchvision is built for CUDA; beside a CPU build of torch it misses these two operators at import.
-    TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+declare_operators()
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of compressai's and torchvision's own
 

@@ -54,13 +54,12 @@ def test_image_open_and_save(photo: np.ndarray, tmp_path: Path) -> None:
         assert image.resize((8, 8)).size == (8, 8)
 
 
-def test_quality_reaches_the_encoder(photo: np.ndarray, tmp_path: Path) -> None:
+def test_options_reach_the_encoder(photo: np.ndarray, tmp_path: Path) -> None:
     sizes = []
-    for quality in (10, 90):
-        path = tmp_path / f"{quality}.nic"
-        Image.fromarray(photo).save(path, quality=quality, effort=1)
-        sizes.append(path.stat().st_size)
-    assert sizes[0] < sizes[1]
+    for options in ({"quality": 10}, {"quality": 90, "mask_rate": 0.9}, {"quality": 90}):
+        Image.fromarray(photo).save(tmp_path / "out.nic", effort=1, **options)
+        sizes.append((tmp_path / "out.nic").stat().st_size)
+    assert sizes[0] < sizes[1] < sizes[2]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])

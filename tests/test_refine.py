@@ -140,6 +140,7 @@ def test_command_line(file: bytes, decoded: np.ndarray, tmp_path: Path) -> None:
     ("options", "text"),
     [
         (("--consistent",), "are for --refine"),
+        (("--seed", "0"), "are for --refine"),
         (("--refine-strength", "0.5"), "are for --refine"),
         (("--refine", "101"), "outside 1 to 100"),
         (("--refine", "1", "--refine-strength", "1.5"), "1.5"),

@@ -8,7 +8,7 @@ final frequencies are counted on a third pass.
 
 import datetime
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from nic.models.codec import ImageCodec, class_sigma
 from nic.models.config import ImageConfig
 from nic.models.prior import CLASSES, GROUP, QUALITY_LEVELS, UNIT, Prior
 from nic.models.training.data import Photos, read_photos
+from nic.models.training.loop import Processes, read_checkpoint
 from nic.models.vq import ESCAPE_MAX, RATE_WEIGHT, TOTAL, Codebook, Codebooks
 
 __all__ = ["fit_codebooks", "fit_from_photos", "fit_weights", "gather", "utilisation"]
@@ -225,7 +226,7 @@ def fit_from_photos(
 def fit_weights(
     checkpoint: Path,
     output: Path,
-    data: list[Path],
+    data: Sequence[Path],
     crops: int,
     device: str,
     workers: int,
@@ -235,9 +236,9 @@ def fit_weights(
 ) -> Iterator[str]:
     """Turns a training checkpoint into a weight file; yields the lines of a report."""
     torch.manual_seed(0)
-    where = torch.device(device)
-    state = torch.load(checkpoint, map_location=where, weights_only=True)
-    model = ImageCodec(ImageConfig(**state["config"])).to(where, memory_format=torch.channels_last).eval()
+    where = Processes(device).device
+    state, config = read_checkpoint(checkpoint, ImageConfig, where)
+    model = ImageCodec(config).to(where, memory_format=torch.channels_last).eval()
     model.load_state_dict(state["average"])
     photos = Photos(read_photos(data, "train", workers), where)
     prior, books, samples = fit_from_photos(model, photos, crops, codebooks)

@@ -3,7 +3,7 @@
 import io
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,23 +13,25 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from nic.errors import BadInput
+
 __all__ = ["SIDE", "Photos", "read_photos"]
 
 SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
-SIDE = 512  # larger pictures are cut to their centre; a crop never needs more
+SIDE = 512  # larger pictures are cut to their upper left corner; a crop never needs more
 
 
-def encoded_photos(sources: list[Path], part: str) -> Iterator[bytes]:
-    """Every picture file in folders and tars whose path has ``part`` as a folder, or is in no such split."""
+def encoded_photos(sources: Sequence[Path], part: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every picture file in folders and tars that is ``wanted``."""
     for source in sources:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.suffix == ".tar":
                 with tarfile.open(path) as archive:
                     for member in archive:
                         if wanted(Path(member.name), part):
-                            yield archive.extractfile(member).read()  # type: ignore[union-attr]
+                            yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
             elif wanted(path.relative_to(source) if source.is_dir() else path, part):
-                yield path.read_bytes()
+                yield str(path), path.read_bytes()
 
 
 def wanted(path: Path, part: str) -> bool:
@@ -37,20 +39,31 @@ def wanted(path: Path, part: str) -> bool:
     return path.suffix.lower() in SUFFIXES and ("val" in path.parts[:-1]) == (part == "val")
 
 
-def decode_square(encoded: bytes) -> np.ndarray | None:
-    """A picture's upper left SIDE x SIDE pixels, RGB; None where a side has fewer than 128 pixels."""
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+def decode_square(file: tuple[str, bytes]) -> np.ndarray | None:
+    """A picture file's upper left SIDE x SIDE pixels, RGB; None where a side has fewer than 128. Raises BadInput."""
+    name, encoded = file
+    try:
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadInput(f"{name} cannot be read as a picture: remove it") from error
     pixels = np.asarray(image)[:SIDE, :SIDE]
     return pixels if min(pixels.shape[:2]) >= 128 else None
 
 
-def read_photos(sources: list[Path], part: str = "train", workers: int = 2) -> list[np.ndarray]:
-    """Decodes pictures [H, W, 3] uint8 from folders and tar files, ``part`` "train" or "val"."""
-    with ProcessPoolExecutor(workers) as pool:
-        decoded = pool.map(decode_square, encoded_photos(sources, part), chunksize=16)
-        photos = [photo for photo in decoded if photo is not None]
-    if not photos:
-        raise FileNotFoundError(f"no pictures for {part!r} in {', '.join(map(str, sources))}")
+def read_photos(sources: Sequence[Path], part: str = "train", workers: int = 2) -> list[np.ndarray]:
+    """Decodes pictures [H, W, 3] uint8 from folders and tar files, ``part`` "train" or "val".
+
+    There may be none for validation. Raises BadInput for files that cannot be read, and without training pictures.
+    """
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            decoded = pool.map(decode_square, encoded_photos(sources, part), chunksize=16)
+            photos = [photo for photo in decoded if photo is not None]
+    except (OSError, tarfile.TarError) as error:
+        raise BadInput(f"cannot be read: {error}") from error
+    if not photos and part == "train":
+        names = ", ".join(map(str, sources))
+        raise BadInput(f"no pictures to train on in {names}: they need 128 pixels a side, and a folder not named val")
     return photos
 
 
@@ -76,7 +89,7 @@ class Photos:
         shrink = self.random.uniform(0.6, 1.4)  # above 1: not shrunk
         window = max(size, min(round(size / shrink), self.largest_crop)) if shrink < 1 else size
         if window > self.largest_crop:
-            raise ValueError(f"no photograph holds a crop of {size}x{size}")
+            raise BadInput(f"no picture to train on holds a crop of {size}x{size}: give larger ones")
         fits = (self.sizes >= window).all(dim=1).nonzero()[:, 0]
         chosen = fits[(self.uniform(count) * len(fits)).long()]
         room = self.sizes[chosen] - window + 1

@@ -20,7 +20,7 @@ from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.loop import Log, Processes, fit, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start
@@ -39,7 +39,7 @@ SPREAD = 2.0  # root mean square of the first latents
 def train(
     config: ExtremeConfig,
     options: TrainConfig,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     perceptual: Path,
@@ -69,7 +69,7 @@ def train(
     resumed = (run / "last.pt").exists()
     learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
     if synthesis_only:
-        model.load_state_dict(torch.load(start_from, map_location=where, weights_only=True)["average"])
+        model.load_state_dict(read_checkpoint(start_from, ExtremeConfig, where)[0]["average"])
         model.analysis.requires_grad_(False)
         model.codebook.requires_grad_(False)
         if not resumed and model.codebook.fitted.isnan().any():
@@ -97,7 +97,7 @@ def train(
     checkpoint = fit(
         model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
     )
-    if processes.rank == 0:
+    if validation:
         for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
             log.write({"validation": row})
     log.close()

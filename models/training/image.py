@@ -1,6 +1,7 @@
 """``nic train image``: the fidelity codec, on the schedule of nic.models.training.loop."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def evaluate(
 def train(
     config: ImageConfig,
     options: TrainConfig,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     device: str = "cpu",
@@ -80,7 +81,7 @@ def train(
 
     log = Log(run / "log.jsonl", processes.rank)
     checkpoint = fit(model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
-    if processes.rank == 0:
+    if validation:
         for row in evaluate(model.eval(), validation):
             log.write({"validation": row})
     log.close()

@@ -22,7 +22,7 @@ from nic.models.indices import LOGIT_CLASSES, LOGIT_STEP, STEPS, IndexPrior, pat
 from nic.models.prior import UNIT
 from nic.models.training.codebook import to_frequencies
 from nic.models.training.data import SIDE, Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.loop import Log, Processes, fit, read_checkpoint
 from nic.models.transforms import QUALITY_INDICES, Analysis
 from nic.models.vq import TOTAL
 
@@ -140,7 +140,7 @@ def initialise(prior: IndexPrior, tables: Tables, maps: IndexMaps) -> None:
 def train(
     checkpoint: Path,
     output: Path,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     device: str = "cpu",
@@ -152,14 +152,13 @@ def train(
     where = processes.device
     torch.manual_seed(OPTIONS.seed)
     run.mkdir(parents=True, exist_ok=True)
-    state = torch.load(checkpoint, map_location=where, weights_only=True)
-    config = ExtremeConfig(**state["config"])
+    state, config = read_checkpoint(checkpoint, ExtremeConfig, where)
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.load_state_dict(state["average"])
     tables = Tables(model)
-    maps, validation = (
-        gather(model.analysis, tables.books, read_photos(data, part, workers), where) for part in ("train", "val")
-    )
+    maps = gather(model.analysis, tables.books, read_photos(data, "train", workers), where)
+    photos = read_photos(data, "val", workers)
+    validation = gather(model.analysis, tables.books, photos, where) if photos else None
     prior = IndexPrior(config).to(where, memory_format=torch.channels_last)
     initialise(prior, tables, maps)
     generator = torch.Generator(where)
@@ -167,7 +166,7 @@ def train(
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(len(maps.book), (OPTIONS.batch,), generator=generator, device=where)
         indices = maps.indices[chosen].int()
-        indices = torch.where((torch.rand(1, generator=generator) < 0.5).to(where), indices.mT, indices)
+        indices = torch.where(torch.rand(1, generator=generator, device=where) < 0.5, indices.mT, indices)
         step = int(torch.multinomial(STEP_SHARES, 1))
         bits, positions = index_bits(prior, tables, indices, maps.book[chosen], step)
         ratio = bits.sum() / (positions * (maps.book[chosen] + BITS_MIN)).sum()
@@ -181,7 +180,7 @@ def train(
     optimizer = torch.optim.Adam(prior.parameters(), OPTIONS.learning_rate, fused=True)
     fit(prior, [optimizer], loss, seed, config, OPTIONS, run, minutes, processes, log)
     prior = prior.to_integer()
-    for row in evaluate(prior, tables, maps, validation):
+    for row in evaluate(prior, tables, maps, validation) if validation else ():
         log.write(row)
     card: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -191,8 +190,7 @@ def train(
         "codebook_use": round(utilisation(maps, books_of(config) - 1), 4),
         "note": note,
     }
-    photos = Photos(read_photos(data, "train", workers), where)
-    frequencies = logit_tables(), count_bases(model, photos)
+    frequencies = logit_tables(), count_bases(model, Photos(read_photos(data, "train", workers), where))
     identity = store.save_extreme(model, prior, [t.cpu() for t in tables.books], frequencies, output, card)
     log.close()
     processes.close()

@@ -12,15 +12,19 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nic.errors import BadInput, UsageError
 from nic.models.config import RefinerConfig, TrainConfig, TransformConfig
 
-__all__ = ["Log", "Processes", "fit"]
+__all__ = ["Log", "Processes", "fit", "read_checkpoint"]
+
+Sizes = TypeVar("Sizes", bound=TransformConfig | RefinerConfig)
 
 # The loss of a new batch, and what the log shows: scalars, or vectors whose means count.
 Loss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
@@ -30,6 +34,8 @@ class Processes:
     """The processes that train together, one unless ``torchrun`` started more, and this one's device."""
 
     def __init__(self, device: str) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("no CUDA device here; use --device cpu")
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.world > 1:
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -115,7 +121,9 @@ def fit(
     average, step, spent = Average(model, options.ema), 0, 0.0
     checkpoint = run / "last.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state, found = read_checkpoint(checkpoint, type(config), device)
+        if found != config:
+            raise UsageError(f"{run} holds a run of another config: name another folder")
         model.load_state_dict(state["model"])
         if adversary:
             adversary.load_state_dict(state["adversary"])
@@ -152,6 +160,15 @@ def fit(
             saved = time.monotonic()
     model.load_state_dict(average.values)
     return checkpoint
+
+
+def read_checkpoint(path: Path, sizes: type[Sizes], device: torch.device | str = "cpu") -> tuple[dict[str, Any], Sizes]:
+    """What ``fit`` has saved, and the config of it; raises BadInput for any other file, or one of another codec."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        return state, sizes(**state["config"])
+    except (OSError, EOFError, KeyError, RuntimeError, TypeError, UnpicklingError) as error:
+        raise BadInput(f"{path} is no checkpoint of the nic train command that is needed here") from error
 
 
 def save(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nic.errors import BadInput
+
 __all__ = ["Lpips"]
 
 # Index of a convolution among torchvision's AlexNet features, its stride and padding, and whether pooling precedes it.
@@ -21,7 +23,7 @@ class Lpips(nn.Module):
     """LPIPS 0.1 over AlexNet of two batches [B, 3, H, W] in [0, 1]: [B]."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder``: alexnet*.pth (torchvision's names) and lpips/alex.pth, at any depth; FileNotFoundError if not."""
+        """``folder``: alexnet*.pth (torchvision's names) and lpips/alex.pth, at any depth; BadInput if not."""
         super().__init__()
         features, heads = (read(folder, pattern) for pattern in ("alexnet*.pth", "lpips/alex.pth"))
         for number, layer in enumerate(LAYERS):
@@ -64,6 +66,6 @@ def unit(x: Tensor) -> Tensor:
 def read(folder: Path, pattern: str) -> dict[str, Tensor]:
     found = sorted(folder.rglob(pattern))
     if not found:
-        raise FileNotFoundError(f"no {pattern} in {folder}")
+        raise BadInput(f"no {pattern} in {folder}")
     state = torch.load(found[0], map_location="cpu", weights_only=True)
     return {name: value.float() for name, value in state.items()}

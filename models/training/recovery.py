@@ -1,5 +1,6 @@
 """``nic train recovery``: the network that guesses lost indices, for a weight file of the extreme mode."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,13 +47,15 @@ def batches(maps: IndexMaps, book: int, count: int, generator: torch.Generator) 
     return torch.stack(windows).long()
 
 
-def train(weights: Path, data: list[Path], run: Path, minutes: float, device: str = "cpu", workers: int = 2) -> None:
+def train(
+    weights: Path, data: Sequence[Path], run: Path, minutes: float, device: str = "cpu", workers: int = 2
+) -> None:
     """Trains the recovery of a weight file, and writes it into that file; its model id stays."""
     processes = Processes(device)
     where = processes.device
     torch.manual_seed(OPTIONS.seed)
     run.mkdir(parents=True, exist_ok=True)
-    model = store.load_extreme(weights, device)
+    model = store.load_extreme(weights, str(where))
     maps = gather(model.analysis, model.codewords, read_photos(data, "train", workers), where, passes=1)
     codewords = [book / UNIT for book in model.codewords]
     recovery = Recovery(model.config).to(where)

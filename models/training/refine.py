@@ -1,6 +1,7 @@
 """``nic train refine``: the refiner, on pairs that the codecs make of photographs at random qualities."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nic.models.prior import UNIT
 from nic.models.refiner import NOISE, Refiner, euler
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.loop import Log, Processes, fit, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start
@@ -40,7 +41,7 @@ class Coder:
         self.fidelity.load_state_dict(state)
         self.fidelity.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.fidelity.codebooks = store.read_codebooks(fidelity).to(device)
-        self.extreme = store.load_extreme(extreme, device.type)
+        self.extreme = store.load_extreme(extreme, str(device))
 
     @torch.no_grad()
     def decoded(self, images: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Coder:
 def train(
     config: RefinerConfig,
     options: TrainConfig,
-    data: list[Path],
+    data: Sequence[Path],
     run: Path,
     minutes: float,
     perceptual: Path,
@@ -100,7 +101,7 @@ def train(
     model = Refiner(config).to(where, memory_format=torch.channels_last)
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
     if start_from:
-        earlier = torch.load(start_from, map_location=where, weights_only=True)
+        earlier, _ = read_checkpoint(start_from, RefinerConfig, where)
         model.load_state_dict(earlier["average"])
         if adversary and "adversary" in earlier:
             adversary.load_state_dict(earlier["adversary"])
@@ -128,7 +129,7 @@ def train(
     checkpoint = fit(
         model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
     )
-    if processes.rank == 0:
+    if validation:
         for row in evaluate(model.eval(), coder, validation, lpips):
             log.write({"validation": row})
     log.close()
@@ -145,8 +146,8 @@ def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
 
 def export(checkpoint: Path, path: Path, card: dict[str, Any]) -> bytes:
     """Writes the averaged weights of a checkpoint as a weight file and returns the model id."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = Refiner(RefinerConfig(**state["config"]))
+    state, config = read_checkpoint(checkpoint, RefinerConfig)
+    model = Refiner(config)
     model.load_state_dict(state["average"])
     return store.save_refiner(model, path, card)
 

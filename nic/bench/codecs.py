@@ -26,7 +26,7 @@ import nic
 from nic.errors import BadInput, UsageError
 from nic.models import store
 
-__all__ = ["NAMES", "Codec", "Missing", "at_rate", "load"]
+__all__ = ["NAMES", "SCALE", "Codec", "Missing", "at_rate", "ffmpeg_program", "load"]
 
 Encode = Callable[[Image.Image, float], bytes]
 Decode = Callable[[bytes, tuple[int, int]], Image.Image]
@@ -213,6 +213,17 @@ LEAST = 32  # pixels a side; x265 refuses less than 16, and VVenC's headers exce
 LIBRARY_VERSION = re.compile(r"(?:\[libaom-av1 @ \w+\] v|Encoder Lib v|HEVC encoder version |libvvenc version: )(\S+)")
 
 
+def ffmpeg_program(library: str) -> str:
+    """An ffmpeg that should have an encoder library. Raises Missing."""
+    try:
+        return str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        found = shutil.which("ffmpeg")
+        if found is None:
+            raise Missing(f"pip install imageio-ffmpeg, or put an ffmpeg with {library} on PATH") from None
+        return found
+
+
 def _padded(size: tuple[int, int]) -> tuple[int, int]:
     """The size in which a picture is coded: even, as 4:2:0 needs."""
     width, height = (max(length + length % 2, LEAST) for length in size)
@@ -231,13 +242,7 @@ def _video(
 ) -> Codec:
     """A still picture as an elementary stream: BT.709 full range at 10 bits, in the pixel format `pixels`, in ffmpeg's
     format `form`. "{}" in `options` is the setting."""
-    try:
-        program = str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        found = shutil.which("ffmpeg")
-        if found is None:
-            raise Missing(f"pip install imageio-ffmpeg, or put an ffmpeg with {library} on PATH") from None
-        program = found
+    program = ffmpeg_program(library)
 
     def ffmpeg(source: list[str], target: list[str], data: bytes) -> tuple[bytes, str]:
         """Standard output and log."""

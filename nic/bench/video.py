@@ -4,10 +4,8 @@ Every codec gets the same 8-bit RGB frames and gives such frames back; bytes are
 of the others' elementary streams. Metrics are means over frames. All run on the threads that they choose.
 """
 
-import importlib
 import math
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -21,12 +19,12 @@ from PIL import Image
 
 import nic
 from nic import video
-from nic.bench.codecs import SCALE, Missing
+from nic.bench.codecs import SCALE, ffmpeg_program
 from nic.bench.measure import read_rows, write_csv
 from nic.bench.metrics import Meter
 from nic.bench.results import Row
 from nic.bench.suite import machine
-from nic.errors import BadInput
+from nic.errors import BadInput, OutputExists
 from nic.media import Source
 from nic.models import store
 
@@ -63,20 +61,9 @@ def load_nic(effort: int) -> Codec:
     return Codec("nic", version, (0, 15, 30, 45, 60, 80), run)
 
 
-def ffmpeg_program() -> str:
-    """Raises Missing."""
-    try:
-        return str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        found = shutil.which("ffmpeg")
-        if found is None:
-            raise Missing("pip install imageio-ffmpeg") from None
-        return found
-
-
 def load_ffmpeg(label: str, library: str, form: str, options: str, settings: tuple[float, ...]) -> Codec:
     """An encoder of ffmpeg in 4:2:0 at 8 bits, BT.709 full range; "{}" in ``options`` is the setting."""
-    program = ffmpeg_program()
+    program = ffmpeg_program(library)
 
     def ffmpeg(source: list[str], target: list[str], data: bytes) -> bytes:
         command = [program, "-hide_banner", "-v", "error", *source, "-i", "-", *target, "-"]
@@ -138,8 +125,12 @@ def bench(
     """Measures every codec on every video; writes points.csv and table.md into ``folder``, and returns the points.
 
     Points that points.csv holds already, of the same frames and version, are kept. ``say`` gets a line a point.
+    Raises BadInput, codecs.Missing, and OutputExists where the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
     points = read_rows(folder / "points.csv")
     meter = Meter(METRIC_NAMES, weights)
     for path in paths:

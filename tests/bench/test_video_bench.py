@@ -57,6 +57,9 @@ def test_command(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert again.stdout == first.stdout and again.stderr == ""
     wrong = click.testing.CliRunner().invoke(cli, [*arguments[:-4], "--codecs", "jpeg"])
     assert wrong.exit_code == 2 and "jpeg" in wrong.stderr
+    (tmp_path / "file").touch()
+    wrong = click.testing.CliRunner().invoke(cli, [*arguments, "-o", str(tmp_path / "file")])
+    assert (wrong.exit_code, wrong.stderr) == (6, f"nic: {tmp_path / 'file'} cannot be written: File exists\n")
 
 
 def test_table_interpolates_over_the_logarithm_of_the_rate() -> None:

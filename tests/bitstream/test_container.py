@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nic.bitstream import container, limits
+from nic.bitstream.clip import Clip, Group, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.container import SIGNATURE, Chunk, NicFile, cell_grid, chunks, pack, unpack
 from nic.bitstream.fields import pack_varint
 from nic.bitstream.header import HEADER_FIELDS, Header, Kind, Mode, pack_header, unpack_header
@@ -231,6 +232,19 @@ def test_pack_wants_every_cell() -> None:
 def test_header_refuses_pictures_that_no_file_can_hold(change: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
         dataclasses.replace(PHOTO, **change)
+
+
+@pytest.mark.parametrize("change", [{"mode": Mode.EXTREME}, {"channels": 1}, {"bit_depth": 16}])
+def test_a_video_is_of_fidelity_mode_in_8_bit_rgb(change: dict[str, Any]) -> None:
+    video, clip = dataclasses.replace(PHOTO, kind=Kind.VIDEO), Clip(1, 1, 8, 0, 0, 0, 1, 25)
+    whole = pack_start(video, clip, None, None) + pack_group(0, Group((0,), (b"",))) + pack_end()
+    assert salvage_clip(whole).problems == ()
+    wrong = dataclasses.replace(video, **change)
+    with pytest.raises(BadInput, match="fidelity mode and three channels of 8 bits"):
+        pack_start(wrong, clip, None, None)
+    head = container.pack_chunk("HEAD", pack_header(wrong))
+    with pytest.raises(BadFile, match="fidelity mode and three channels of 8 bits"):
+        salvage_clip(SIGNATURE + head + whole[len(SIGNATURE) + len(head) :])
 
 
 def test_header_fields_are_those_of_the_declaration() -> None:

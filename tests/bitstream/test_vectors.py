@@ -53,7 +53,7 @@ BAD = {
     "bad_cell_index": (BadFile, "index 4; there are 4 cells"),
     "bad_late_alpha": (BadFile, "ALPH"),
     "bad_long_varint": (BadFile, "varint"),
-    "bad_pixels": (BadFile, "16385×16384"),
+    "bad_pixels": (BadFile, "16385x16384"),
     "bad_bomb": (BadFile, "inflates"),
 }
 

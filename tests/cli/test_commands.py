@@ -69,7 +69,11 @@ def test_rate_targets_are_accepted(pictures: Path, tmp_path: Path, target: list[
         ["--size", "1k", "--psnr", "30"],
         ["-q", "101"],
         ["-q", "high"],
+        ["-q", "nan"],
         ["--bpp", "0"],
+        ["--bpp", "nan"],
+        ["--psnr", "inf"],
+        ["--mask-rate", "nan"],
         ["--size", "0"],
         ["--size", "much"],
         ["--size", "1e999"],
@@ -105,7 +109,8 @@ def test_wrong_arguments_exit_2(pictures: Path, tmp_path: Path) -> None:
         (["verify", "photo.png"], 4, "nic: photo.png: not a .nic file"),
         (["compress", "photo.png", "photo.nic"], 6, "nic: photo.png: photo.nic exists"),
         (["compress", "photo.png", "sub"], 2, "nic: give IN and OUT"),
-        (["compress", "photo.png", "photo.png/out.nic"], 6, "nic: photo.png: photo.png/out.nic cannot be written"),
+        (["compress", "photo.png", "photo.png/out.nic"], 6, "nic: photo.png: photo.png/out.nic cannot be written: "),
+        (["decompress", "photo.nic", "name"], 2, "nic: photo.nic: a name without a suffix names no format: use .png, "),
     ],
 )
 def test_errors_are_one_line(
@@ -147,6 +152,26 @@ def test_force_overwrites(pictures: Path, tmp_path: Path) -> None:
     assert target.read_text() == "precious"
     assert nic("compress", pictures / "photo.png", target, "-e", 1, "--force").exit_code == 0
     assert target.read_bytes().startswith(b"\x89NIC")
+
+
+def test_an_input_is_never_overwritten(pictures: Path, tmp_path: Path) -> None:
+    """Not even with --force, and whatever its names are."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes((pictures / "photo.png").read_bytes())
+    (tmp_path / "link.nic").symlink_to(photo)
+    (tmp_path / "clip.nic").write_bytes((pictures / "photo.png").read_bytes())
+    for arguments in ((photo, photo), (photo, tmp_path / "link.nic"), (tmp_path / "clip.nic", "-o", tmp_path)):
+        result = nic("compress", *arguments, "--force")
+        assert (result.exit_code, "would be overwritten" in result.stderr) == (2, True)
+    for path in (photo, tmp_path / "clip.nic"):
+        assert path.read_bytes() == (pictures / "photo.png").read_bytes()
+
+
+def test_an_output_folder_that_is_a_file(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    result = nic("compress", pictures, "-o", tmp_path / "file")
+    assert (result.exit_code, result.stderr) == (6, f"nic: {tmp_path / 'file'} is a file: -o takes a folder\n")
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_folders_keep_relative_names(pictures: Path, tmp_path: Path) -> None:
@@ -312,6 +337,23 @@ def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, b"")
     assert [path.name for path in tmp_path.iterdir()] == ["endless.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full device")
+@pytest.mark.parametrize(("stdout", "reason"), [("/dev/full", "No space left on device"), ("&-", "it is closed")])
+def test_stdout_that_takes_nothing(pictures: Path, stdout: str, reason: str) -> None:
+    command = f"{sys.executable} -m nic compress {pictures / 'photo.png'} - -e 1 >{stdout}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (
+        6,
+        f"nic: {pictures / 'photo.png'}: stdout cannot be written: {reason}\n",
+    )
+
+
+def test_stdin_that_is_closed(pictures: Path) -> None:
+    command = f"{sys.executable} -m nic info - <&-"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (3, "nic: stdin: cannot be read: it is closed\n")
 
 
 def test_a_terminal_gets_no_binary(pictures: Path) -> None:

@@ -1,0 +1,84 @@
+"""FORMAT.md alone decodes files: its programs, on the tensors of weight files, give what nic gives."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from nic import codec
+from nic.bitstream.container import NicFile, unpack
+from nic.bitstream.entropy import Decoder, Tables
+from nic.bitstream.header import Mode
+from nic.models import store
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "bitstream" / "FORMAT.md").read_text(encoding="utf-8")
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.nic"))
+INTEGERS = ("prior.", "codebooks.")
+
+
+def tensors_of(model_id: bytes) -> dict[str, np.ndarray]:
+    """A weight file as §7.8 has it, integers widened; checks that the model id is as it says."""
+    with safe_open(store.find(model_id)["path"], framework="numpy") as file:
+        assert file.metadata()["id"] == model_id.hex()
+        stored = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    named = {name: array for name, array in stored.items() if name.startswith(INTEGERS)}
+    lines = (f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes() for name, array in named.items())
+    assert hashlib.sha256(b"".join(lines)).digest()[:8] == model_id
+    return {name: array.astype(int if name in named else np.float32) for name, array in stored.items()}
+
+
+def codebooks_of(tensors: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codewords and frequencies of each class, and the escape table behind these, as in §7.8."""
+    dimensions, sizes = tensors["codebooks.dimensions"], tensors["codebooks.sizes"]
+    words = np.split(tensors["codebooks.codewords"], np.cumsum(sizes * dimensions)[:-1])
+    tables = np.split(tensors["codebooks.frequencies"], np.cumsum(np.where(sizes > 1, sizes + 1, 1))[:-1])
+    shaped = [each.reshape(-1, dimension) for each, dimension in zip(words, dimensions, strict=True)]
+    return shaped, [*tables, tensors["codebooks.escape"]]
+
+
+def decode(file: NicFile) -> tuple[np.ndarray, np.ndarray]:
+    """The latents [M, h, w] and pixels [3, H, W] in [0, 1] of a file of one cell, by FORMAT.md's programs."""
+    header = file.header
+    tensors = tensors_of(header.model_id)
+    programs: dict[str, Any] = {"np": np, "tensors": tensors}
+    for block in re.findall(r"```python\n(.*?)```", DOCUMENT[DOCUMENT.index("\n## 7. ") :], re.S):
+        exec(block, programs)
+    height, width = (-(-side // 64) * 4 for side in (header.height, header.width))
+
+    def batch(classes: list[int]) -> np.ndarray:
+        return decoder.get(np.array(classes, np.uint8))
+
+    def residuals(classes: list[int]) -> list[list[int]]:
+        groups: list[list[int]] = programs["residuals"](classes, codewords, batch)
+        return groups
+
+    if header.mode == Mode.EXTREME:
+        rows = [*tensors["codebooks.tables"], *tensors["codebooks.basis_tables"]]
+        decoder = Decoder(Tables([row.astype(np.uint32) for row in rows]), file.cells[0])
+        latents = programs["extreme_cell"](height, width, header.quality, batch)
+        books = int(np.log2(len(tensors["codebooks.codewords"]) // 8 + 1))
+        quality = 63 * min(header.quality * (books + 6) // 253, books - 1) / (books - 1)
+    else:
+        codewords, tables = codebooks_of(tensors)
+        decoder = Decoder(Tables([table.astype(np.uint32) for table in tables]), file.cells[0])
+        latents = programs["cell"](height, width, header.quality, residuals)
+        quality = header.quality / 4
+    decoder.finish()
+    images = programs["synthesis"](latents / 64, quality)[:, : header.height, : header.width].clip(0, 1)
+    return latents, images if header.channels == 3 else images.mean(axis=0, keepdims=True)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_programs_decode_golden_files(path: Path) -> None:
+    data = path.read_bytes()
+    latents, images = decode(unpack(data))
+    digest = hashlib.sha256(latents.astype("<i4").tobytes()).hexdigest()
+    assert digest == json.loads(path.with_suffix(".json").read_text())["latents_sha256"]
+    pixels = codec.decompress(data).pixels.astype(int)
+    assert np.abs(np.rint(255 * images.transpose(1, 2, 0)) - pixels).max() <= 1
