@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nic.errors import BadInput
+from nic.models import store
 from nic.models.config import ImageConfig
 from nic.models.prior import GROUP, UNIT, QualityTable
+from nic.models.training.loop import read_checkpoint
 
 __all__ = ["read_start", "widened"]
 
@@ -21,14 +22,19 @@ NEW_SCALE = -2.0  # and what the context predicts of their scale: 16 classes bel
 
 
 def read_start(path: Path) -> tuple[dict[str, Tensor], ImageConfig]:
-    """A codec's float weights and config: the averaged ones of a checkpoint (.pt), or those of a weight file."""
+    """A codec's float weights and config: the averaged ones of a checkpoint (.pt), or those of a weight file.
+
+    Raises BadInput or UnknownModel for a file that is neither, or of another codec.
+    """
     if path.suffix == ".pt":
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return checkpoint["average"], ImageConfig(**checkpoint["config"])
-    with safe_open(path, framework="pt") as file:
-        config = ImageConfig(**json.loads(file.metadata()["config"]))
-    tensors = {name: value.float() for name, value in load_file(path).items() if not name.startswith("codebooks.")}
-    return dict(to_float(tensors)), config
+        checkpoint, config = read_checkpoint(path, ImageConfig)
+        return checkpoint["average"], config
+    metadata, arrays = store.read_weights(path)
+    if metadata["mode"] not in (store.FIDELITY, store.VIDEO):
+        raise BadInput(f"{path} is of mode {metadata['mode']}: training starts from one of fidelity mode or of videos")
+    tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("codebooks.")}
+    return dict(to_float(tensors)), ImageConfig(**json.loads(metadata["config"]))
 
 
 def to_float(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

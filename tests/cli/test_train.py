@@ -68,6 +68,9 @@ def test_a_folder_without_validation_is_enough(folder: Path) -> None:
     )
 
 
+EXTREME = store.find(store.EXTREME)["path"]
+
+
 @pytest.mark.parametrize(
     ("options", "exit_code", "message"),
     [
@@ -79,6 +82,8 @@ def test_a_folder_without_validation_is_enough(folder: Path) -> None:
         (["image", "--data", "plain", "--config", "refiner"], 2, "config refiner is not one of this command"),
         (["image", "--data", "plain", "--config", "none"], 2, "no config none: there are base, extreme, "),
         (["image", "--data", "plain", "--codebooks", "config.toml"], 5, "config.toml is damaged, or no weight file"),
+        (["image", "--data", "plain", "--start-from", "config.toml"], 5, "config.toml is damaged, or no weight file"),
+        (["image", "--data", "plain", "--start-from", EXTREME], 3, "is of mode extreme: training starts from one of"),
         (["indices", "config.toml", "x.safetensors", "--data", "plain"], 3, "config.toml is no checkpoint"),
         (["recovery", "config.toml", "--data", "plain"], 5, "config.toml is damaged, or no weight file"),
         (["video", "--data", "config.toml"], 3, "config.toml: cannot be read as a video"),
@@ -102,9 +107,8 @@ def test_what_cannot_be_trained_with_is_a_line(
 def test_codebooks_of_a_run_of_another_kind(folder: Path) -> None:
     result = nic("codebook", "fit", folder / "config.toml", folder / "x.safetensors", "--data", folder / "plain")
     assert (result.exit_code, "is no checkpoint" in result.stderr) == (3, True)
-    extreme = store.find(store.EXTREME)["path"]
     result = nic(
-        "train", "image", "--data", folder / "plain", "--minutes", 1, "-o", folder / "x", "--codebooks", extreme
+        "train", "image", "--data", folder / "plain", "--minutes", 1, "-o", folder / "x", "--codebooks", EXTREME
     )
     assert (result.exit_code, "has no codebooks of scale classes" in result.stderr) == (5, True)
     assert not (folder / "x").exists()
