@@ -28,10 +28,10 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 
 PERCEPTUAL ?= ../shared/weights
 
-weights-extreme:  ## train the extreme mode from the shipped fidelity weights, LPIPS's networks in PERCEPTUAL: 100 minutes
+weights-extreme:  ## train the extreme mode from the shipped fidelity weights, LPIPS's networks in PERCEPTUAL: two hours
 	nic train extreme --data $(DATA) --minutes 40 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from models/weights/fidelity.safetensors
-	nic train extreme --data $(DATA) --minutes 38 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
+	nic train extreme --data $(DATA) --minutes 60 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
 	    -o $(RUN)/indices --note "$(DATA), see docs/training-log.md"

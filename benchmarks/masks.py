@@ -1,4 +1,4 @@
-"""What leaving out groups of latents, or indices of the extreme mode, saves and costs.
+"""What leaving out groups of latents, or vectors of the extreme mode's bases, saves and costs.
 
     python benchmarks/masks.py PICTURES -o benchmarks/results
 

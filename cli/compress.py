@@ -77,7 +77,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     type=click.Choice(["auto", "fidelity", "extreme"]),
     default="auto",
     show_default=True,
-    help="extreme is for 0.008 to 0.1 bits per pixel; auto takes it where --bpp or --size ask for so little.",
+    help="extreme is for 0.01 to 0.1 bits per pixel; auto takes it where --bpp or --size ask for so little.",
 )
 @click.option(
     "--mask-rate",

@@ -1,4 +1,4 @@
-"""Groups of latents, and indices of the extreme mode, that are left out."""
+"""Groups of latents, and of the extreme mode vectors of bases or indices, that are left out."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import nic
 from nic.errors import UsageError
 
 
-@pytest.mark.parametrize(("mode", "quality", "smallest"), [("fidelity", 60, 0.5), ("extreme", 100, 0.6)])
+@pytest.mark.parametrize(("mode", "quality", "smallest"), [("fidelity", 60, 0.5), ("extreme", 100, 0.6), ("extreme", 60, 0.6)])
 def test_more_masks_make_a_smaller_and_worse_picture(mode: str, quality: float, smallest: float) -> None:
     photo = skimage.data.chelsea()[:192, :256]
     sizes, errors = [], []
