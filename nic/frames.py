@@ -4,7 +4,8 @@ One frame goes the way of a picture (nic/codec.py): analysis, prior, codebooks, 
 network of this clip. What goes that way is the frame minus its prediction (nic/models/video.py).
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,18 +17,18 @@ from torch.nn import functional as F
 from nic.bitstream.clip import Clip, ClipFile, Group
 from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.bitstream.header import Header
-from nic.cells import get_cell, get_groups, put_cell, put_groups
+from nic.cells import get_groups, put_cell, put_groups
 from nic.effort import Coded, search_latents
 from nic.models.order import Coded as Place
 from nic.models.order import Layer, coding_order
-from nic.models.prior import CLASSES, GROUP, UNIT, grouped
+from nic.models.prior import CELL, CLASSES, GROUP, UNIT, grouped
 from nic.models.store import Model
 from nic.models.transforms import lambda_of
 from nic.models.video import BLOCK, GREY, Motion, predict, search
 from nic.models.vq import ESCAPE_CLASS, RATE_WEIGHT
 from nic.windows import cell_slices, latent_grid, shrink
 
-__all__ = ["CodedFrame", "decode_frame", "decode_group", "encode_group", "level_of", "tables_of"]
+__all__ = ["CodedFrame", "decode_group", "encode_group", "level_of", "tables_of"]
 
 CLASS_TABLE = ESCAPE_CLASS + 1  # the table of scale classes, all equally likely
 COARSE = 4  # blocks a side of one coarse motion vector
@@ -102,18 +103,21 @@ def encode_frame(
 
 
 @torch.inference_mode()
-def decode_frame(
-    model: Model, words: bytes, references: list[np.ndarray], level: int, height: int, width: int
-) -> np.ndarray:
-    """The pixels [height, width, 3] uint8 of a frame's words; raises BadFile."""
-    decoder = Decoder(tables_of(model.id, model), words)
-    rows, columns = latent_grid(height, width)
-    motion = get_motion(model, decoder, rows, columns, len(references))
-    latents = get_latents(model, decoder, rows, columns, level)
-    decoder.finish()
-    known = [to_frame(frame, model.device) for frame in references]
-    prediction = predict(known, motion)
-    return reconstruct(model, prediction, latents, level, height, width)
+def read_frames(
+    model: Model, payloads: Sequence[bytes], references: Sequence[int], levels: Sequence[int], rows: int, columns: int
+) -> list[tuple[Motion, Tensor]]:
+    """Motion and latents [1, M, rows, columns] of frames from their words; raises BadFile.
+
+    references: how many each frame has. No pixels are needed, so the prior takes all frames at once.
+    """
+    decoders = [Decoder(tables_of(model.id, model), words) for words in payloads]
+    motions = [
+        get_motion(model, decoder, rows, columns, count) for decoder, count in zip(decoders, references, strict=True)
+    ]
+    latents = get_latents(model, decoders, rows, columns, levels)
+    for decoder in decoders:
+        decoder.finish()
+    return list(zip(motions, latents.split(1), strict=True))
 
 
 def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
@@ -122,6 +126,7 @@ def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
     return images
 
 
+@torch.inference_mode()
 def reconstruct(model: Model, prediction: Tensor, latents: Tensor, level: int, height: int, width: int) -> np.ndarray:
     """Prediction plus residual, rounded to 8 bits: what is shown, and what other frames are predicted from."""
     image = (prediction + synthesize(model, latents, level) - GREY)[0, :, :height, :width].clamp(0, 1)
@@ -139,14 +144,22 @@ def put_latents(model: Model, encoder: Encoder, y: Tensor, z: Tensor, level: int
     return latents
 
 
-def get_latents(model: Model, decoder: Decoder, height: int, width: int, level: int) -> Tensor:
-    """The latents [1, M, height, width] of a frame, in steps."""
+def get_latents(model: Model, decoders: Sequence[Decoder], height: int, width: int, levels: Sequence[int]) -> Tensor:
+    """The latents [B, M, height, width] that come next in the words of B frames, in steps."""
+    quality = torch.tensor(levels, device=model.device) / 4
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        classes = scale_classes.cpu().numpy().astype(np.uint8)
+        groups = [get_groups(model, *frame) for frame in zip(decoders, classes, strict=True)]
+        return torch.stack(groups).to(means)
+
     latents = None
     for rows, columns in cell_slices(height, width):
-        cell = get_cell(model, decoder, rows.stop - rows.start, columns.stop - columns.start, level / 4)
-        decoder.check()  # before a false claim of a huge frame costs time and memory
+        cell = model.prior.decode(rows.stop - rows.start, columns.stop - columns.start, quality, source)
+        for decoder in decoders:
+            decoder.check()  # before a false claim of a huge frame costs time and memory
         if latents is None:
-            latents = cell.new_empty(1, cell.shape[1], height, width)
+            latents = cell.new_empty(*cell.shape[:2], height, width)
         latents[:, :, rows, columns] = cell / UNIT
     assert latents is not None
     return latents
@@ -263,13 +276,22 @@ def decode_group(
     """
     order = coding_order(len(group.frames), file.clip.span)
     needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
+    waiting = [
+        (place, words, level_of(file.header, file.clip, place.layer))
+        for place, words in zip(order, group.frames, strict=True)
+        if place.frame in needed
+    ]
     height, width = file.header.height, file.header.width
+    grid = latent_grid(height, width)
+    at_once = max(1, CELL**2 // math.prod(grid))
     decoded: dict[int, np.ndarray] = {}
-    for place, words in zip(order, group.frames, strict=True):
-        if place.frame in needed:
-            references = [decoded[index] for index in place.references]
-            level = level_of(file.header, file.clip, place.layer)
-            decoded[place.frame] = decode_frame(model, words, references, level, height, width)
+    while waiting:
+        places, payloads, levels = zip(*waiting[:at_once], strict=True)
+        del waiting[:at_once]
+        read = read_frames(model, payloads, [len(place.references) for place in places], levels, *grid)
+        for place, level, (motion, latents) in zip(places, levels, read, strict=True):
+            prediction = predict([to_frame(decoded[i], model.device) for i in place.references], motion)
+            decoded[place.frame] = reconstruct(model, prediction, latents, level, height, width)
     yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
 
 

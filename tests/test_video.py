@@ -17,11 +17,10 @@ import skimage.data
 import torch
 from PIL import Image
 
-from nic import frames, video
+from nic import video
 from nic.bitstream.clip import Clip, Group, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.container import chunks, pack_chunk
 from nic.bitstream.header import Header, Kind, Mode
-from nic.cells import get_cell
 from nic.cli.main import cli
 from nic.codec import load_model
 from nic.errors import BadFile, BadInput, UsageError
@@ -29,6 +28,7 @@ from nic.media import ClipWriter, Source, looks_like_video
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, coding_order
+from nic.models.prior import Prior
 from nic.models.video import FLOW_STEP, predict, search
 from nic.weights import apply_weights, encode_weights, worth
 
@@ -319,9 +319,10 @@ def test_a_huge_claim_costs_little(words: bytes, monkeypatch: pytest.MonkeyPatch
     def counted(*arguments: Any) -> torch.Tensor:
         nonlocal cells
         cells += 1
-        return get_cell(*arguments)
+        return decode(*arguments)
 
-    monkeypatch.setattr(frames, "get_cell", counted)
+    decode = Prior.decode
+    monkeypatch.setattr(Prior, "decode", counted)
     header = Header(Kind.VIDEO, Mode.FIDELITY, 16384, 16384, 3, 8, 126, load_model(store.VIDEO, "cpu").id)
     start = pack_start(header, Clip(2, 2, 8, 126, 126, 126, 1, 25), None, None)
     with pytest.raises(BadFile):
