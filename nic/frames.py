@@ -117,7 +117,7 @@ def read_frames(
     latents = get_latents(model, decoders, rows, columns, levels)
     for decoder in decoders:
         decoder.finish()
-    return list(zip(motions, latents.split(1), strict=True))
+    return list(zip(motions, latents[:, None], strict=True))
 
 
 def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
