@@ -20,16 +20,18 @@ from PIL import Image
 from nic import video
 from nic.bitstream.clip import Clip, Group, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.container import chunks, pack_chunk
+from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cli.main import cli
 from nic.codec import load_model
 from nic.errors import BadFile, BadInput, UsageError
+from nic.frames import get_motion, put_motion, tables_of
 from nic.media import ClipWriter, Source, looks_like_video
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, coding_order
 from nic.models.prior import Prior
-from nic.models.video import FLOW_STEP, predict, search
+from nic.models.video import FLOW_STEP, Motion, predict, search, worth_of
 from nic.weights import apply_weights, encode_weights, worth
 
 TICKS = (0, 40, 80, 160, 200, 240, 300, 330, 370)  # milliseconds: a variable frame rate
@@ -479,6 +481,23 @@ def test_search_finds_a_pan() -> None:
     assert torch.allclose(inner.median(dim=2)[0].median(dim=1)[0], torch.tensor([3.0, 1.0]), atol=0.26)
     error = (predict([first], motion) - second)[:, :, 16:-16, 16:-16].square().mean()
     assert error < 0.2 * (first - second)[:, :, 16:-16, 16:-16].square().mean()
+
+
+def test_motion_is_exact_only_where_it_shows() -> None:
+    """The left half is plain. A vector far off is coded as an escape; what is read is what the encoder goes on with."""
+    model = load_model(store.VIDEO, "cpu")
+    frames = [torch.from_numpy(frame).permute(2, 0, 1)[None] / 255 for frame in pan(3, 192, 128)]
+    for frame in frames:
+        frame[:, :, :, :96] = 0.5
+    motion = Motion(torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 8, 12))
+    motion.flow[0, 0, 4, 9] = 300
+    worth = worth_of(frames[1], [frames[0], frames[2]], motion, 1e4)
+    encoder = Encoder(tables_of(model.id, model))
+    coded = put_motion(model, encoder, motion, worth, 2)
+    error = (coded.flow - motion.flow).square()
+    assert error[..., 7:].mean() < 0.25 < 0.5 < error[..., :5].mean()
+    read = get_motion(model, Decoder(tables_of(model.id, model), encoder.finish()), 8, 12, 2)
+    assert torch.equal(read.flow, coded.flow) and torch.equal(read.blend, coded.blend)
 
 
 def test_network_of_a_clip() -> None:
