@@ -40,6 +40,7 @@ FIT_GROUPS = 2  # groups from which the clip's network is learned
 WINDOW = 32  # latents a side of what a sample holds of a frame: 512 pixels
 SEARCHES = 4  # sizes tried for a target
 LEVELS_PER_E = 55  # quality levels for e times the bytes, about; measured
+LEAST_SLOPE = 1e-3  # of the logarithm of the size, for a level
 OVERHEAD = 4  # bytes of a frame besides its words
 
 
@@ -174,7 +175,12 @@ class ClipEncoder:
         return self.kept[index][1] if index in self.kept else GroupMotion.search(self.model, frames, self.span)
 
     def choose_span(self, level: int) -> None:
-        """Sets the span of least rate-distortion cost at a level, judged by some frames of the group in the middle."""
+        """Sets the span of least rate-distortion cost at a level, judged by some frames of the group in the middle.
+
+        Groups of a few frames keep the longest.
+        """
+        if self.length <= max(SPANS):
+            return
         middle = len(self.source.ticks) // self.length // 2 * self.length
         frames = list(islice(self.source.frames(middle), min(TRIAL, self.length)))
         quality = torch.tensor([level / 4])
@@ -201,19 +207,15 @@ class ClipEncoder:
     def search(self, size: int) -> int:
         """The level whose file is nearest to ``size`` bytes, judged by the sampled groups, without fitting.
 
-        The logarithm of the size is taken to be linear in the level between those tried.
+        The logarithm of the size is taken to be linear in the level, through the two nearest of those tried.
         """
         sizes: dict[int, float] = {}
         level = LEVELS // 3
         for _ in range(SEARCHES):
             sizes[level] = math.log(self.bytes_at(level) / max(1, size))
-            below = max((tried for tried in sizes if sizes[tried] <= 0), default=0)
-            beyond = min((tried for tried in sizes if sizes[tried] > 0), default=LEVELS)
-            if below in sizes and beyond in sizes and sizes[below] < sizes[beyond]:
-                share = sizes[below] / (sizes[below] - sizes[beyond])
-                level = round(below + share * (beyond - below))
-            else:
-                level = min(max(level - round(sizes[level] * LEVELS_PER_E), 0), LEVELS)
+            best, *others = sorted(sizes, key=lambda tried: abs(sizes[tried]))
+            slope = (sizes[best] - sizes[others[0]]) / (best - others[0]) if others else 1 / LEVELS_PER_E
+            level = min(max(best - round(sizes[best] / max(slope, LEAST_SLOPE)), 0), LEVELS)
             if level in sizes:
                 break
         return level
