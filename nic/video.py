@@ -54,7 +54,7 @@ class Effort:
 
 EFFORTS = {
     1: Effort(0, 0),
-    2: Effort(4, 0),
+    2: Effort(0, 1),
     3: Effort(6, 1),
     4: Effort(8, 2),
     5: Effort(16, 3),

@@ -94,7 +94,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 
 def test_round_trip(clip: Path, tmp_path: Path) -> None:
-    result = nic("compress", clip, tmp_path / "clip.nic", "-q", 60, "-e", 2)
+    result = nic("compress", clip, tmp_path / "clip.nic", "-q", 60, "-e", 3)
     assert result.exit_code == 0, result.output
     assert f"{WIDTH}x{HEIGHT}  9 frames" in result.stderr
     for name in ("out.mkv", "out.mp4"):
