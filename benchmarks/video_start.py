@@ -37,7 +37,7 @@ def samples_of(path: str) -> tuple[store.Model, list[Sample], int]:
     def keep(place: Coded, frame: CodedFrame) -> None:
         samples.append(encoder.sample(frames[place.frame], frame, video.above(level, place.layer), 0))
 
-    motion = GroupMotion.search(model, frames, video.SPAN)
+    motion = GroupMotion.search(model, frames, encoder.span)
     coded = encode_group(model, frames, motion, lambda layer: video.above(level, layer), 0, keep)
     return model, samples, sum(8 * len(frame.words) for frame in coded)
 

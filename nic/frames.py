@@ -4,7 +4,8 @@ One frame goes the way of a picture (nic/codec.py): analysis, prior, codebooks, 
 network of this clip. What goes that way is the frame minus its prediction (nic/models/video.py).
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,18 +17,18 @@ from torch.nn import functional as F
 from nic.bitstream.clip import Clip, ClipFile, Group
 from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.bitstream.header import Header
-from nic.cells import get_cell, get_groups, put_cell, put_groups
+from nic.cells import get_groups, put_cell
 from nic.effort import Coded, search_latents
 from nic.models.order import Coded as Place
 from nic.models.order import Layer, coding_order
-from nic.models.prior import CLASSES, GROUP, UNIT, grouped
+from nic.models.prior import CELL, CLASSES, GROUP, UNIT
 from nic.models.store import Model
 from nic.models.transforms import lambda_of
-from nic.models.video import BLOCK, GREY, Motion, predict, search
-from nic.models.vq import ESCAPE_CLASS, RATE_WEIGHT
+from nic.models.video import BLOCK, GREY, Motion, predict, search, worth_of
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 from nic.windows import cell_slices, latent_grid, shrink
 
-__all__ = ["CodedFrame", "decode_frame", "decode_group", "encode_group", "level_of", "tables_of"]
+__all__ = ["CodedFrame", "decode_group", "encode_group", "level_of", "tables_of"]
 
 CLASS_TABLE = ESCAPE_CLASS + 1  # the table of scale classes, all equally likely
 COARSE = 4  # blocks a side of one coarse motion vector
@@ -73,16 +74,17 @@ def encode_frame(
     """Codes pixels [H, W, 3] uint8 from decoded references of that size, along ``motion`` (see ``search``)."""
     target = to_frame(pixels, model.device)
     quality = torch.tensor([level / 4], device=model.device)
+    bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3
     head = Encoder(tables_of(model.id, model))
     known = [to_frame(frame, model.device) for frame in references]
-    prediction = predict(known, put_motion(model, head, motion, len(known)))
+    worth = worth_of(target, known, motion, bits_per_error)
+    prediction = predict(known, put_motion(model, head, motion, worth, len(known)))
     residual = (target - prediction + GREY).contiguous(memory_format=torch.channels_last)
     valid = slice(pixels.shape[0]), slice(pixels.shape[1])
-    bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3
 
     def code(targets: Tensor) -> Coded:
         encoder = Encoder(tables_of(model.id, model))
-        put_motion(model, encoder, motion, len(known))
+        put_motion(model, encoder, motion, worth, len(known))
         latents = put_latents(model, encoder, targets, hyper, level)
         return Coded((encoder.finish(),), latents)
 
@@ -102,18 +104,21 @@ def encode_frame(
 
 
 @torch.inference_mode()
-def decode_frame(
-    model: Model, words: bytes, references: list[np.ndarray], level: int, height: int, width: int
-) -> np.ndarray:
-    """The pixels [height, width, 3] uint8 of a frame's words; raises BadFile."""
-    decoder = Decoder(tables_of(model.id, model), words)
-    rows, columns = latent_grid(height, width)
-    motion = get_motion(model, decoder, rows, columns, len(references))
-    latents = get_latents(model, decoder, rows, columns, level)
-    decoder.finish()
-    known = [to_frame(frame, model.device) for frame in references]
-    prediction = predict(known, motion)
-    return reconstruct(model, prediction, latents, level, height, width)
+def read_frames(
+    model: Model, payloads: Sequence[bytes], references: Sequence[int], levels: Sequence[int], rows: int, columns: int
+) -> list[tuple[Motion, Tensor]]:
+    """Motion and latents [1, M, rows, columns] of frames from their words; raises BadFile.
+
+    references: how many each frame has. No pixels are needed, so the prior takes all frames at once.
+    """
+    decoders = [Decoder(tables_of(model.id, model), words) for words in payloads]
+    motions = [
+        get_motion(model, decoder, rows, columns, count) for decoder, count in zip(decoders, references, strict=True)
+    ]
+    latents = get_latents(model, decoders, rows, columns, levels)
+    for decoder in decoders:
+        decoder.finish()
+    return list(zip(motions, latents[:, None], strict=True))
 
 
 def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
@@ -122,6 +127,7 @@ def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
     return images
 
 
+@torch.inference_mode()
 def reconstruct(model: Model, prediction: Tensor, latents: Tensor, level: int, height: int, width: int) -> np.ndarray:
     """Prediction plus residual, rounded to 8 bits: what is shown, and what other frames are predicted from."""
     image = (prediction + synthesize(model, latents, level) - GREY)[0, :, :height, :width].clamp(0, 1)
@@ -139,14 +145,22 @@ def put_latents(model: Model, encoder: Encoder, y: Tensor, z: Tensor, level: int
     return latents
 
 
-def get_latents(model: Model, decoder: Decoder, height: int, width: int, level: int) -> Tensor:
-    """The latents [1, M, height, width] of a frame, in steps."""
+def get_latents(model: Model, decoders: Sequence[Decoder], height: int, width: int, levels: Sequence[int]) -> Tensor:
+    """The latents [B, M, height, width] that come next in the words of B frames, in steps."""
+    quality = torch.tensor(levels, device=model.device) / 4
+
+    def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
+        classes = scale_classes.cpu().numpy().astype(np.uint8)
+        groups = [get_groups(model, *frame) for frame in zip(decoders, classes, strict=True)]
+        return torch.stack(groups).to(means)
+
     latents = None
     for rows, columns in cell_slices(height, width):
-        cell = get_cell(model, decoder, rows.stop - rows.start, columns.stop - columns.start, level / 4)
-        decoder.check()  # before a false claim of a huge frame costs time and memory
+        cell = model.prior.decode(rows.stop - rows.start, columns.stop - columns.start, quality, source)
+        for decoder in decoders:
+            decoder.check()  # before a false claim of a huge frame costs time and memory
         if latents is None:
-            latents = cell.new_empty(1, cell.shape[1], height, width)
+            latents = cell.new_empty(*cell.shape[:2], height, width)
         latents[:, :, rows, columns] = cell / UNIT
     assert latents is not None
     return latents
@@ -155,16 +169,19 @@ def get_latents(model: Model, decoder: Decoder, height: int, width: int, level: 
 # --- motion: flow of 4x4 blocks, then what each block adds to its own, then the blends of 2x2 blocks; groups of four
 
 
-def put_motion(model: Model, encoder: Encoder, motion: Motion, references: int) -> Motion:
-    """Codes motion against 0, 1 or 2 references; returns what it decodes to."""
+def put_motion(model: Model, encoder: Encoder, motion: Motion, worth: Motion, references: int) -> Motion:
+    """Codes motion against 0, 1 or 2 references; returns what it decodes to. worth: see ``worth_of``."""
     if not references:
         return motion
-    flow = grouped(motion.flow)[:, 0]
-    coarse = upsampled(put_field(model, encoder, grouped(F.avg_pool2d(motion.flow, COARSE))[:, 0]))
-    decoded = (coarse + put_field(model, encoder, flow - coarse)).movedim(3, 1)
+    flow, flow_worth = (field.movedim(1, 3) for field in (motion.flow, worth.flow))
+    total = F.avg_pool2d(worth.flow, COARSE, divisor_override=1)
+    mean = F.avg_pool2d(worth.flow * motion.flow, COARSE, divisor_override=1) / total
+    coarse = upsampled(put_field(model, encoder, mean.movedim(1, 3), total.movedim(1, 3)))
+    decoded = (coarse + put_field(model, encoder, flow - coarse, flow_worth)).movedim(3, 1)
     if references == 1:
         return Motion(decoded, motion.blend)
-    blends = put_field(model, encoder, F.pixel_unshuffle(motion.blend, 2).movedim(1, 3))
+    blend, blend_worth = (F.pixel_unshuffle(field, 2).movedim(1, 3) for field in (motion.blend, worth.blend))
+    blends = put_field(model, encoder, blend, blend_worth)
     return Motion(decoded, F.pixel_shuffle(blends.movedim(3, 1), 2))
 
 
@@ -185,14 +202,21 @@ def upsampled(field: Tensor) -> Tensor:
     return field.repeat_interleave(COARSE, 1).repeat_interleave(COARSE, 2)
 
 
-def put_field(model: Model, encoder: Encoder, field: Tensor) -> Tensor:
-    """Codes a field [1, h, w, 4] with the class that suits it best; returns what it decodes to."""
+def put_field(model: Model, encoder: Encoder, field: Tensor, worth: Tensor) -> Tensor:
+    """Codes a field [1, h, w, 4] with the class that suits it best; returns what it decodes to.
+
+    worth: what a squared step off each number costs in bits.
+    """
     groups = field.reshape(-1, GROUP) * UNIT
-    best = min(TRIED_CLASSES, key=lambda c: cost(model, groups, c))
+    tried = {c: choose(model, groups, c, worth.reshape(-1, GROUP)) for c in TRIED_CLASSES}
+    best = min(tried, key=lambda c: tried[c][0])
+    _, symbols, decoded = tried[best]
+    escaped = symbols == model.codebooks.escape_symbols[best]
+    steps = (decoded[escaped] / UNIT).flatten()
     encoder.put(np.array([best], np.int32), np.array([CLASS_TABLE], np.uint8))
-    return (put_groups(model, encoder, groups, torch.full((len(groups),), best, device=groups.device)) / UNIT).view(
-        field.shape
-    )
+    for numbers, table in ((symbols, best), (steps + ESCAPE_MAX, ESCAPE_CLASS)):
+        encoder.put(numbers.cpu().numpy().astype(np.int32), np.full(len(numbers), table, np.uint8))
+    return (decoded / UNIT).view(field.shape)
 
 
 def get_field(model: Model, decoder: Decoder, height: int, width: int) -> Tensor:
@@ -201,16 +225,22 @@ def get_field(model: Model, decoder: Decoder, height: int, width: int) -> Tensor
     return (groups.to(model.device).float() / UNIT).view(1, height, width, GROUP)
 
 
-def cost(model: Model, groups: Tensor, c: int) -> float:
-    """Rate and distortion of groups [G, 4], fixed point, in class c, in bits."""
-    books = model.codebooks
-    if len(books.bits[c]) == 1:
-        error = groups.view(-1, books.codewords[c].shape[1]) - books.codewords[c]
-        return float(error.square().sum()) / UNIT**2 / RATE_WEIGHT
-    vectors = groups.reshape(-1, books.codewords[c].shape[1])
-    symbols, decoded = books.nearest(c, vectors)
-    bits = float(books.bits[c][symbols].sum())
-    return bits + float((vectors - decoded).square().sum()) / UNIT**2 / RATE_WEIGHT
+def choose(model: Model, groups: Tensor, c: int, worth: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Rate and distortion in bits of groups [G, 4], fixed point, in class c; the symbols; what they decode to.
+
+    worth: what a squared step off each number costs in bits, [G, 4].
+    """
+    books, codewords, bits = model.codebooks, model.codebooks.codewords[c], model.codebooks.bits[c]
+    vectors, worth = (x.reshape(-1, codewords.shape[1]) for x in (groups, worth / UNIT**2))
+    cost = torch.addmm(bits[: len(codewords)], worth, codewords.square().T)
+    cost = cost.addmm_(worth * vectors, codewords.T, alpha=-2) + (worth * vectors.square()).sum(dim=1, keepdim=True)
+    steps = torch.round(vectors / UNIT).clamp(-ESCAPE_MAX, ESCAPE_MAX)
+    if len(bits) > len(codewords):  # there is an escape
+        escaped = books.escape_bits[steps.long() + ESCAPE_MAX] + worth * (vectors - steps * UNIT).square()
+        cost = torch.cat([cost, bits[-1] + escaped.sum(dim=1, keepdim=True)], dim=1)
+    best, symbols = cost.min(dim=1)
+    known = codewords[symbols.clamp(max=len(codewords) - 1)]
+    return float(best.sum()), symbols, torch.where((symbols < len(codewords))[:, None], known, steps * UNIT)
 
 
 # --- groups
@@ -263,13 +293,22 @@ def decode_group(
     """
     order = coding_order(len(group.frames), file.clip.span)
     needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
+    waiting = [
+        (place, words, level_of(file.header, file.clip, place.layer))
+        for place, words in zip(order, group.frames, strict=True)
+        if place.frame in needed
+    ]
     height, width = file.header.height, file.header.width
+    grid = latent_grid(height, width)
+    at_once = max(1, CELL**2 // math.prod(grid))
     decoded: dict[int, np.ndarray] = {}
-    for place, words in zip(order, group.frames, strict=True):
-        if place.frame in needed:
-            references = [decoded[index] for index in place.references]
-            level = level_of(file.header, file.clip, place.layer)
-            decoded[place.frame] = decode_frame(model, words, references, level, height, width)
+    while waiting:
+        places, payloads, levels = zip(*waiting[:at_once], strict=True)
+        del waiting[:at_once]
+        read = read_frames(model, payloads, [len(place.references) for place in places], levels, *grid)
+        for place, level, (motion, latents) in zip(places, levels, read, strict=True):
+            prediction = predict([to_frame(decoded[i], model.device) for i in place.references], motion)
+            decoded[place.frame] = reconstruct(model, prediction, latents, level, height, width)
     yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
 
 

@@ -32,13 +32,15 @@ from nic.weights import apply_weights, encode_weights, worth
 __all__ = ["EFFORTS", "Effort", "Encoded", "Progress", "compress", "decode_frames", "decode_one", "read", "verify"]
 
 GROUP = 48  # frames
-SPAN = 8  # frames between forward frames
+SPANS = (8, 4, 2)  # frames between forward frames: few where much moves
+TRIAL = 17  # frames that are coded to choose among them
 # How much better, in quality levels, key, forward and middle frames are than leaves: others are predicted from them.
 ABOVE = {Layer.KEY: 92, Layer.FORWARD: 68, Layer.MIDDLE: 36, Layer.LEAF: 0}
 FIT_GROUPS = 2  # groups from which the clip's network is learned
 WINDOW = 32  # latents a side of what a sample holds of a frame: 512 pixels
 SEARCHES = 4  # sizes tried for a target
 LEVELS_PER_E = 55  # quality levels for e times the bytes, about; measured
+LEAST_SLOPE = 1e-3  # of the logarithm of the size, for a level
 OVERHEAD = 4  # bytes of a frame besides its words
 
 
@@ -52,7 +54,7 @@ class Effort:
 
 EFFORTS = {
     1: Effort(0, 0),
-    2: Effort(4, 0),
+    2: Effort(0, 1),
     3: Effort(6, 1),
     4: Effort(8, 2),
     5: Effort(16, 3),
@@ -110,6 +112,7 @@ def compress(
     if bpp is not None:
         size = round(bpp * source.width * source.height * len(source.ticks) / 8)
     level = round(quality / 100 * LEVELS)
+    encoder.choose_span(level)
     if size is not None:
         level = encoder.search(size - len(track or b""))
     part = Path(f"{target}.part")
@@ -137,6 +140,7 @@ class ClipEncoder:
         self.effort = effort
         pixels = source.width * source.height
         self.length = max(1, min(GROUP, MAX_GROUP_PIXELS // pixels, len(source.ticks)))
+        self.span = SPANS[0]
         self.kept: dict[int, tuple[list[np.ndarray], GroupMotion]] = {}  # of groups that are coded more than once
         pack_start(self.header(0), self.clip(0), None, None)  # knows the limits, before any work is done
 
@@ -149,7 +153,7 @@ class ClipEncoder:
         return Clip(
             frames=len(self.source.ticks),
             group=self.length,
-            span=SPAN,
+            span=self.span,
             forward=above(level, Layer.FORWARD),
             middle=above(level, Layer.MIDDLE),
             leaf=above(level, Layer.LEAF),
@@ -168,7 +172,29 @@ class ClipEncoder:
 
     def motion(self, index: int, frames: list[np.ndarray]) -> GroupMotion:
         """The motion of a group."""
-        return self.kept[index][1] if index in self.kept else GroupMotion.search(self.model, frames, SPAN)
+        return self.kept[index][1] if index in self.kept else GroupMotion.search(self.model, frames, self.span)
+
+    def choose_span(self, level: int) -> None:
+        """Sets the span of least rate-distortion cost at a level, judged by some frames of the group in the middle.
+
+        Groups of a few frames keep the longest.
+        """
+        if self.length <= max(SPANS):
+            return
+        middle = len(self.source.ticks) // self.length // 2 * self.length
+        frames = list(islice(self.source.frames(middle), min(TRIAL, self.length)))
+        quality = torch.tensor([level / 4])
+        bits_per_error = float(lambda_of(quality, self.model.config)) / 3  # of an error of 1/255 in one colour
+
+        def cost(span: int) -> float:
+            motion = GroupMotion.search(self.model, frames, span)
+            coded = encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0)
+            return sum(
+                8 * len(frame.words) + bits_per_error * squared_error(frames[place.frame], frame.pixels)
+                for place, frame in zip(motion.order, coded, strict=True)
+            )
+
+        self.span = min(SPANS, key=cost)
 
     def sampled(self) -> list[tuple[list[np.ndarray], GroupMotion]]:
         """The groups that stand for the video: evenly spread, or all."""
@@ -181,19 +207,15 @@ class ClipEncoder:
     def search(self, size: int) -> int:
         """The level whose file is nearest to ``size`` bytes, judged by the sampled groups, without fitting.
 
-        The logarithm of the size is taken to be linear in the level between those tried.
+        The logarithm of the size is taken to be linear in the level, through the two nearest of those tried.
         """
         sizes: dict[int, float] = {}
         level = LEVELS // 3
         for _ in range(SEARCHES):
             sizes[level] = math.log(self.bytes_at(level) / max(1, size))
-            below = max((tried for tried in sizes if sizes[tried] <= 0), default=0)
-            beyond = min((tried for tried in sizes if sizes[tried] > 0), default=LEVELS)
-            if below in sizes and beyond in sizes and sizes[below] < sizes[beyond]:
-                share = sizes[below] / (sizes[below] - sizes[beyond])
-                level = round(below + share * (beyond - below))
-            else:
-                level = min(max(level - round(sizes[level] * LEVELS_PER_E), 0), LEVELS)
+            best, *others = sorted(sizes, key=lambda tried: abs(sizes[tried]))
+            slope = (sizes[best] - sizes[others[0]]) / (best - others[0]) if others else 1 / LEVELS_PER_E
+            level = min(max(best - round(sizes[best] / max(slope, LEAST_SLOPE)), 0), LEVELS)
             if level in sizes:
                 break
         return level
@@ -317,9 +339,12 @@ class Job:
         return Group(ticks, tuple(frame.words for frame in coded))
 
 
+def squared_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.square(a.astype(np.float32) - b).sum())
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.square(a.astype(np.float32) - b).mean()
-    return -10 * math.log10(max(float(error), 1e-6) / 255**2)
+    return -10 * math.log10(max(squared_error(a, b) / a.size, 1e-6) / 255**2)
 
 
 # --- decoding

@@ -13,10 +13,11 @@ from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.fields import Reader
 from nic.cells import get_groups, put_groups
 from nic.errors import BadFile
-from nic.frames import TRIED_CLASSES, cost, tables_of
+from nic.frames import TRIED_CLASSES, choose, tables_of
 from nic.models.fit import EXPONENTS, Sample
 from nic.models.prior import CLASSES, GROUP, UNIT
 from nic.models.store import Model
+from nic.models.vq import RATE_WEIGHT
 
 __all__ = ["apply_weights", "encode_weights", "worth"]
 
@@ -34,7 +35,8 @@ def encode_weights(model: Model, changes: dict[str, Tensor], steps: dict[str, in
         groups = to_groups(changes[name])
         chance = torch.Generator().manual_seed(0)
         some = groups[torch.randperm(len(groups), generator=chance)[:SAMPLED]]
-        best = min(TRIED_CLASSES, key=lambda c: cost(model, some, c))
+        worth = torch.full_like(some, 1 / RATE_WEIGHT)
+        best = min(TRIED_CLASSES, key=lambda c: choose(model, some, c, worth)[0])
         classes = torch.full((len(groups),), best, device=groups.device)
         if not model.codebooks.quantize(groups, classes)[1].any():
             head += bytes([0, 0])

@@ -16,9 +16,8 @@ import skimage.data
 import torch
 
 from nic import video
-from nic.bitstream.entropy import Decoder
 from nic.codec import load_model
-from nic.frames import get_latents, get_motion, level_of, tables_of
+from nic.frames import level_of, read_frames
 from nic.media import Source
 from nic.models import store
 from nic.models.order import coding_order
@@ -47,11 +46,10 @@ def symbols_digest(data: bytes) -> str:
     rows, columns = latent_grid(file.header.height, file.header.width)
     digest = hashlib.sha256(file.weights or b"")
     for _, group in sorted(file.groups.items()):
-        for place, words in zip(coding_order(len(group.frames), file.clip.span), group.frames, strict=True):
-            decoder = Decoder(tables_of(model.id, model), words)
-            motion = get_motion(model, decoder, rows, columns, len(place.references))
-            latents = get_latents(model, decoder, rows, columns, level_of(file.header, file.clip, place.layer))
-            decoder.finish()
+        order = coding_order(len(group.frames), file.clip.span)
+        references = [len(place.references) for place in order]
+        levels = [level_of(file.header, file.clip, place.layer) for place in order]
+        for motion, latents in read_frames(model, group.frames, references, levels, rows, columns):
             for part in (motion.flow, motion.blend, latents):
                 digest.update((part * UNIT).numpy().astype("<i4").tobytes())
     return digest.hexdigest()

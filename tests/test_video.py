@@ -17,19 +17,21 @@ import skimage.data
 import torch
 from PIL import Image
 
-from nic import frames, video
+from nic import video
 from nic.bitstream.clip import Clip, Group, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.container import chunks, pack_chunk
+from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header, Kind, Mode
-from nic.cells import get_cell
 from nic.cli.main import cli
 from nic.codec import load_model
 from nic.errors import BadFile, BadInput, UsageError
+from nic.frames import get_motion, put_motion, tables_of
 from nic.media import ClipWriter, Source, looks_like_video
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, coding_order
-from nic.models.video import FLOW_STEP, predict, search
+from nic.models.prior import Prior
+from nic.models.video import FLOW_STEP, Motion, predict, search, worth_of
 from nic.weights import apply_weights, encode_weights, worth
 
 TICKS = (0, 40, 80, 160, 200, 240, 300, 330, 370)  # milliseconds: a variable frame rate
@@ -164,7 +166,7 @@ def test_a_video_from_stdin(groups: bytes, tmp_path: Path) -> None:
 
 
 def test_part_of_a_video_without_audio(clip: Path, tmp_path: Path) -> None:
-    assert nic("compress", clip, tmp_path / "clip.nic", "-e", 1, "--frames", "2:5", "--no-audio").exit_code == 0
+    assert nic("compress", clip, tmp_path / "clip.nic", "-e", 3, "--frames", "2:5", "--no-audio").exit_code == 0
     file = video.read((tmp_path / "clip.nic").read_bytes())
     assert file.audio is None and file.groups[0].ticks == (0, 80, 120)
     assert nic("compress", clip, tmp_path / "x.nic", "--frames", "9:").exit_code == 2
@@ -175,6 +177,17 @@ def test_size_target(clip: Path, tmp_path: Path) -> None:
     for bpp in (0.5, 1.5):
         size = video.compress(frames, str(tmp_path / "a"), bpp=bpp, effort=1, audio=False).size
         assert size == pytest.approx(bpp * 4 * WIDTH * HEIGHT / 8, rel=0.1)
+
+
+def test_forward_frames_are_near_where_much_moves(tmp_path: Path) -> None:
+    """A pan that is too fast to be predicted over eight frames, against a still."""
+    photo = skimage.data.astronaut()
+    for step, span in ((0, 8), (8, 2)):
+        frames = [np.ascontiguousarray(photo[100:164, step * i : step * i + 96]) for i in range(9)]
+        source = Source.open(str(write_clip(tmp_path / f"{step}.mkv", frames, audio=False)))
+        encoder = video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[1])
+        encoder.choose_span(100)
+        assert encoder.clip(100).span == span
 
 
 def test_interrupted_run_goes_on(clip: Path, groups: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +332,10 @@ def test_a_huge_claim_costs_little(words: bytes, monkeypatch: pytest.MonkeyPatch
     def counted(*arguments: Any) -> torch.Tensor:
         nonlocal cells
         cells += 1
-        return get_cell(*arguments)
+        return decode(*arguments)
 
-    monkeypatch.setattr(frames, "get_cell", counted)
+    decode = Prior.decode
+    monkeypatch.setattr(Prior, "decode", counted)
     header = Header(Kind.VIDEO, Mode.FIDELITY, 16384, 16384, 3, 8, 126, load_model(store.VIDEO, "cpu").id)
     start = pack_start(header, Clip(2, 2, 8, 126, 126, 126, 1, 25), None, None)
     with pytest.raises(BadFile):
@@ -478,6 +492,23 @@ def test_search_finds_a_pan() -> None:
     assert torch.allclose(inner.median(dim=2)[0].median(dim=1)[0], torch.tensor([3.0, 1.0]), atol=0.26)
     error = (predict([first], motion) - second)[:, :, 16:-16, 16:-16].square().mean()
     assert error < 0.2 * (first - second)[:, :, 16:-16, 16:-16].square().mean()
+
+
+def test_motion_is_exact_only_where_it_shows() -> None:
+    """The left half is plain. A vector far off is coded as an escape; what is read is what the encoder goes on with."""
+    model = load_model(store.VIDEO, "cpu")
+    frames = [torch.from_numpy(frame).permute(2, 0, 1)[None] / 255 for frame in pan(3, 192, 128)]
+    for frame in frames:
+        frame[:, :, :, :96] = 0.5
+    motion = Motion(torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 8, 12))
+    motion.flow[0, 0, 4, 9] = 300
+    worth = worth_of(frames[1], [frames[0], frames[2]], motion, 1e4)
+    encoder = Encoder(tables_of(model.id, model))
+    coded = put_motion(model, encoder, motion, worth, 2)
+    error = (coded.flow - motion.flow).square()
+    assert error[..., 7:].mean() < 0.25 < 0.5 < error[..., :5].mean()
+    read = get_motion(model, Decoder(tables_of(model.id, model), encoder.finish()), 8, 12, 2)
+    assert torch.equal(read.flow, coded.flow) and torch.equal(read.blend, coded.blend)
 
 
 def test_network_of_a_clip() -> None:
