@@ -160,18 +160,24 @@ class Codebooks:
         symbols[masked], decoded[masked] = expected_symbols[masked], expected[masked]
         return symbols, decoded
 
+    @cached_property
+    def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The components of all codewords, where each class's start [64], and its last codeword [64]: all int32."""
+        sizes = np.array([book.codewords.numel() for book in self.books])
+        components = torch.cat([book.codewords.flatten() for book in self.books]).cpu().numpy().astype(np.int32)
+        starts = (np.cumsum(sizes) - sizes).astype(np.int32)
+        return components, starts, (sizes // self.dimensions - 1).astype(np.int32)
+
     def dequantize(self, symbols: np.ndarray, classes: np.ndarray, escapes: np.ndarray) -> np.ndarray:
         """What a decoder does: symbols [G, 4] as above, classes [G], escape components in order -> int [G, 4]."""
-        decoded = np.zeros((len(classes), GROUP), np.int32)
-        escaped = np.zeros((len(classes), GROUP), bool)
-        for c in np.unique(classes):
-            rows = np.flatnonzero(classes == c)
-            codewords = self.books[c].codewords.cpu().numpy()
-            dimension = codewords.shape[1]
-            chosen = symbols[rows, : GROUP // dimension]
-            decoded[rows] = codewords[np.minimum(chosen, len(codewords) - 1)].reshape(-1, GROUP)
-            escaped[rows] = np.repeat(chosen == len(codewords), dimension, axis=1)
-        decoded[escaped] = escapes * UNIT
+        components, starts, last = self.flat
+        decoded = np.empty((len(classes), GROUP), np.int32)
+        for dimension in np.unique(self.dimensions):
+            rows = np.flatnonzero(self.dimensions[classes] == dimension)
+            mine = classes[rows, None]
+            places = starts[mine] + dimension * np.minimum(symbols[rows, : GROUP // dimension], last[mine])
+            decoded[rows] = components[places[:, :, None] + np.arange(dimension)].reshape(-1, GROUP)
+        decoded[self.escaped(symbols, classes)] = escapes * UNIT
         return decoded
 
     def escaped(self, symbols: np.ndarray, classes: np.ndarray) -> np.ndarray:
