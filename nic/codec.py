@@ -20,7 +20,7 @@ from nic.bitstream.entropy import Tables
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import decode_cell, decode_cut_cell, encode_cell
 from nic.conceal import conceal
-from nic.effort import ITERATIONS, Coded, search_latents
+from nic.effort import ITERATIONS, Coded, check_options, search_latents
 from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import decode_indices, encode_indices, restore
 from nic.models import store
@@ -107,15 +107,7 @@ def compress(
     for less than fidelity can reach. mask_rate: the share, 0 to 1, of what is coded that is left out, as for
     ``nic.encode``. A target that is missed by more than 2 % is told in the result's note. Raises UsageError.
     """
-    targets = [target for target in (bpp, size, psnr) if target is not None]
-    if len(targets) > 1:
-        raise UsageError("give only one of bpp, size and psnr")
-    if not all(0 < target < math.inf for target in targets):
-        raise UsageError("bpp, size and psnr must be positive and finite")
-    if not 0 <= quality <= 100:
-        raise UsageError(f"quality {quality:g} is outside 0 to 100")
-    if not 1 <= effort <= 9:
-        raise UsageError(f"effort {effort} is outside 1 to 9")
+    check_options(quality, effort, bpp=bpp, size=size, psnr=psnr)
     if mode not in MODES:
         raise UsageError(f"mode {mode!r} is none of {', '.join(MODES)}")
     if not 0 <= mask_rate <= 1:
@@ -126,7 +118,8 @@ def compress(
     encoder = PictureEncoder(picture, load_model(name, device), effort, mask_rate)
     if mode == "auto" and not mask_rate and target is not None and 8 * target < LOW_RATE * height * width:
         encoder = nearer(encoder, target, device, nearest=bpp is not None)
-    expect(encoder.steps(decoding=psnr is not None) * (SEARCHED if targets else 1))
+    searched = SEARCHED if target is not None or psnr is not None else 1
+    expect(encoder.steps(decoding=psnr is not None) * searched)
     if target is not None:
         level, note = encoder.search_size(target, nearest=bpp is not None)
     elif psnr is not None:

@@ -7,20 +7,37 @@ one quantization step costs 1 / RATE_WEIGHT bits. (Yang, Bamler and Mandt, "Impr
 Compression", arXiv 2006.04240, anneal a relaxed quantizer to the same end.)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nic.errors import UsageError
 from nic.models.vq import RATE_WEIGHT
 
-__all__ = ["ITERATIONS", "Coded", "search_latents"]
+__all__ = ["ITERATIONS", "Coded", "check_options", "search_latents"]
 
 ITERATIONS = {1: 0, 2: 1, 3: 3, 4: 6, 5: 10, 6: 16, 7: 24, 8: 40, 9: 75}  # for each effort
 CURVATURE = 0.6 / RATE_WEIGHT  # half the second derivative of the cost in a latent, bits per squared step; measured
 DAMPING = 0.3  # share of the way to the new targets
 BACK_OFF = 0.6  # what DAMPING is multiplied by after a step that made it worse
+
+
+def check_options(quality: float, effort: int, **targets: float | None) -> None:
+    """Raises UsageError for a quality or an effort that there is not, and for targets that cannot be met together."""
+    given = [target for target in targets.values() if target is not None]
+    *others, last = targets
+    names = f"{', '.join(others)} and {last}"
+    if len(given) > 1:
+        raise UsageError(f"give only one of {names}")
+    if not all(0 < target < math.inf for target in given):
+        raise UsageError(f"{names} must be positive and finite")
+    if not 0 <= quality <= 100:
+        raise UsageError(f"quality {quality:g} is outside 0 to 100")
+    if effort not in ITERATIONS:
+        raise UsageError(f"effort {effort} is outside 1 to 9")
 
 
 @dataclass(frozen=True)

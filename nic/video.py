@@ -18,6 +18,7 @@ from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS
 from nic.codec import LEVELS, load_model
+from nic.effort import check_options
 from nic.errors import BadFile, NicError, OutputExists, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
 from nic.media import Source
@@ -101,8 +102,7 @@ def compress(
     The bytes so far are in ``target``.part; with ``resume``, its finished groups of the same settings are taken over.
     Raises UsageError, BadInput, OutputExists for a target that is no file, and OSError where it cannot be written.
     """
-    if sum(option is not None for option in (bpp, size)) > 1:
-        raise UsageError("give only one of bpp and size")
+    check_options(quality, effort, bpp=bpp, size=size)
     if os.path.exists(target) and not os.path.isfile(target):
         raise OutputExists(f"{target} is no file, and a video cannot be written to anything else")
     model = model_of_clips(store.VIDEO, device)

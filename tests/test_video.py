@@ -172,6 +172,15 @@ def test_part_of_a_video_without_audio(clip: Path, tmp_path: Path) -> None:
     assert nic("compress", clip, tmp_path / "x.nic", "--frames", "9:").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"quality": 101}, {"effort": 0}, {"effort": 10}, {"bpp": -1}, {"size": 0}, {"bpp": 0.1, "size": 900}]
+)
+def test_options_out_of_range_are_refused(clip: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        video.compress(Source.open(str(clip)), str(tmp_path / "a"), **wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_size_target(clip: Path, tmp_path: Path) -> None:
     frames = Source.open(str(clip), 0, 4)
     for bpp in (0.5, 1.5):
