@@ -4,6 +4,7 @@ Command modules import only click and nic.errors at their top; what a command wo
 that `nic --help` and `nic info` answer without torch.
 """
 
+import errno
 import sys
 import warnings
 from typing import Any
@@ -19,7 +20,7 @@ from nic.cli.info import info
 from nic.cli.models import models
 from nic.cli.train import train
 from nic.cli.verify import verify
-from nic.errors import NicError
+from nic.errors import NicError, OutputExists
 
 __all__ = ["cli", "main"]
 
@@ -50,6 +51,11 @@ class _Group(click.Group):
                 raise
             click.echo(f"nic: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or ctx.params["debug"]:
+                raise
+            click.echo(f"nic: output cannot be written: {error.strerror}", err=True)
+            ctx.exit(OutputExists.exit_code)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

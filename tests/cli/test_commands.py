@@ -350,6 +350,13 @@ def test_stdout_that_takes_nothing(pictures: Path, stdout: str, reason: str) -> 
     )
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full device")
+def test_text_for_a_full_stdout() -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run([*NIC, "models"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (6, "nic: output cannot be written: No space left on device\n")
+
+
 def test_stdin_that_is_closed(pictures: Path) -> None:
     command = f"{sys.executable} -m nic info - <&-"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
