@@ -13,12 +13,12 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): over six hours on one core
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): over seven hours on one core
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/tiny-rounding
 	nic codebook fit $(RUN)/tiny-rounding/last.pt $(RUN)/tiny.safetensors --data $(DATA) --crops 150
 	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/tiny-vq --learning-rate 5e-4 \
 	    --start-from $(RUN)/tiny-rounding/last.pt --codebooks $(RUN)/tiny.safetensors
-	nic train image --config small --data $(DATA) --minutes 170 --bfloat16 -o $(RUN)/rounding \
+	nic train image --config small --data $(DATA) --minutes 250 --bfloat16 -o $(RUN)/rounding \
 	    --start-from $(RUN)/tiny-vq/last.pt
 	nic codebook fit $(RUN)/rounding/last.pt $(RUN)/rounding.safetensors --data $(DATA) --crops 200
 	nic train image --config small --data $(DATA) --minutes 20 --bfloat16 -o $(RUN)/vq --learning-rate 3e-4 \
