@@ -31,7 +31,7 @@ from nic.models import store
 __all__ = ["CODECS", "TABLE", "bench", "table"]
 
 TABLE = "table.md"
-RATES = (0.03, 0.05, 0.1, 0.2)  # bits per pixel of the table
+RATES = (0.015, 0.03, 0.05, 0.1, 0.2)  # bits per pixel of the table
 FRAMES_MEASURED = 12  # of a video, evenly spread, for metrics other than PSNR
 METRIC_NAMES = ("psnr", "ms_ssim", "lpips")
 Coded = tuple[int, list[np.ndarray], float, float]  # bytes, frames [H, W, 3] uint8, seconds to encode and to decode
