@@ -108,12 +108,12 @@ def test_grey_alpha_and_16_bits_are_kept(original: np.ndarray) -> None:
 
 
 def test_consistent_pictures_of_the_extreme_mode_are_coded_alike(original: np.ndarray) -> None:
-    file = codec.compress(Picture(original), quality=80, mode="extreme").data
+    file = codec.compress(Picture(original), quality=50, mode="extreme").data
     free, bound = (codec.recover(file, refinement=Refinement(2, 1.0, 0, consistent)) for consistent in (False, True))
     assert free.consistency is None and bound.consistency is not None and bound.consistency > 0.9
 
     def agreeing(pixels: np.ndarray) -> float:
-        again = codec.compress(Picture(pixels), quality=80, mode="extreme").data
+        again = codec.compress(Picture(pixels), quality=50, mode="extreme").data
         model = codec.load_model("extreme", "cpu")
         latents = [
             codec.decode_latents(parsed.header, dict(enumerate(parsed.cells)), model)[0]
