@@ -80,7 +80,7 @@ def with_id(file: bytes, old: bytes, new: bytes) -> bytes:
     """The file with another model's id; a checksum of its header that was right stays right."""
     end = 13 + int.from_bytes(file[12:13])  # of the header: after signature, tag, and a length of one byte
     changed = file.replace(old, new, 1)
-    if zlib.crc32(file[8:end]) != int.from_bytes(file[end : end + 4], "little"):
+    if file[end : end + 4] != zlib.crc32(file[8:end]).to_bytes(4, "little"):  # or there is none
         return changed
     return changed[:end] + zlib.crc32(changed[8:end]).to_bytes(4, "little") + changed[end + 4 :]
 
