@@ -67,4 +67,4 @@ def test_table_interpolates_over_the_logarithm_of_the_rate() -> None:
         return {"video": "a", "label": "A", "bpp": bpp, "psnr": psnr}
 
     line = bench.table([row(0.2, 36.0), row(0.05, 32.0)]).splitlines()[2]
-    assert line == "| a | A | – | 32.00 | 34.00 | 36.00 |"
+    assert line == "| a | A | – | – | 32.00 | 34.00 | 36.00 |"
