@@ -1,4 +1,4 @@
-.PHONY: check test weights weights-extreme weights-refiner
+.PHONY: check test weights weights-extreme weights-refiner weights-video
 
 check:  ## style, format and types
 	ruff check
@@ -40,3 +40,11 @@ weights-extreme:  ## train the extreme mode from the shipped fidelity weights, L
 weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 100 minutes
 	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 100 -o $(RUN)/refiner \
 	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.1 --note "$(DATA), see docs/training-log.md"
+
+CLIPS ?= ../shared/data/video/train
+
+weights-video:  ## train the model of videos from the shipped fidelity weights: an hour, before it five minutes
+	nic train video $(patsubst %,--data %,$(wildcard $(CLIPS)/*)) --photos $(DATA) --minutes 62 --bfloat16 \
+	    -o $(RUN)/video --start-from models/weights/fidelity.safetensors --codebooks models/weights/fidelity.safetensors
+	nic codebook fit $(RUN)/video/last.pt models/weights/video.safetensors --mode video \
+	    --data $(RUN)/video/pictures --data $(DATA) --crops 500 --note "$(CLIPS) and $(DATA), see docs/training-log.md"

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--efforts", type=int, nargs="+", default=EFFORTS, metavar="EFFORT")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = [Picture(photo) for photo in read_photos(arguments.data, "val")[: arguments.photos]]
     if not pictures:
         parser.error("--data has no folder named val")

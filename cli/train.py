@@ -1,6 +1,7 @@
 """nic train."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ perceptual_options = together(
         help="Weight of the loss to a discriminator that learns at the same time; by default there is none.",
     ),
 )
+START_HELP = "Checkpoint (.pt), its averaged weights, or weight file (.safetensors) to start from."
+codebooks_option = click.option(
+    "--codebooks", type=EXISTING, help="Weight file: train with its vector quantizer instead of rounding."
+)
 note_option = click.option("--note", default="", help="A line for the model card: what the model was trained on.")
 
 
@@ -103,12 +108,8 @@ note_option = click.option("--note", default="", help="A line for the model card
 @data_option
 @run_options
 @config_option("tiny")
-@click.option(
-    "--start-from",
-    type=EXISTING,
-    help="Checkpoint (.pt), its averaged weights, or weight file (.safetensors) to start from.",
-)
-@click.option("--codebooks", type=EXISTING, help="Weight file: train with its vector quantizer instead of rounding.")
+@click.option("--start-from", type=EXISTING, help=START_HELP)
+@codebooks_option
 @tuning_options
 def image(config: str, codebooks: Path | None, batch: int | None, learning_rate: float | None, **run: Any) -> None:
     """Train the image codec of a config for some minutes; the learning rate has decayed to zero when they end.
@@ -130,65 +131,84 @@ def image(config: str, codebooks: Path | None, batch: int | None, learning_rate:
 @click.option(
     "--photos",
     multiple=True,
+    required=True,
     metavar="DIR_OR_TAR",
     type=EXISTING,
     help="Pictures, as for nic train image. Repeatable.",
 )
 @run_options
 @config_option("video")
-@click.option("--start-from", default="fidelity", show_default=True, help="Installed model to start from.")
+@click.option("--start-from", type=EXISTING, required=True, help=START_HELP)
+@codebooks_option
+@click.option("--coded-by", default="video", show_default=True, help="Installed model that codes the videos.")
 @click.option("--passes", type=click.IntRange(1), default=2, show_default=True, help="Times each video is coded.")
+@click.option("--moving", type=click.IntRange(0), default=72, show_default=True, help="Photographs set in motion.")
 @click.option(
-    "--repeat", type=click.IntRange(1), default=4, show_default=True, help="How many photographs a frame counts as."
+    "--repeat", type=click.IntRange(1), default=2, show_default=True, help="How many photographs a frame counts as."
 )
-@precision_option
+@tuning_options
 def video(
     clips: tuple[str, ...],
     photos: tuple[Path, ...],
     run: Path,
     config: str,
-    start_from: str,
+    codebooks: Path | None,
+    coded_by: str,
     passes: int,
+    moving: int,
     repeat: int,
+    batch: int | None,
+    learning_rate: float | None,
     **schedule: Any,
 ) -> None:
-    """Train the picture codec further on what is left of the frames of videos after their prediction.
+    """Train a picture codec further on what is left of the frames of videos after their prediction.
 
-    The videos are coded with the model that training starts from, and the residual pictures written to RUN/pictures,
-    before the minutes count. Then run nic codebook fit --mode video.
+    Videos and photographs in motion are coded, and the residual pictures written to RUN/pictures, before the minutes
+    count. Then run nic codebook fit --mode video.
     """
     from nic.models import store
     from nic.models.config import ImageConfig
     from nic.models.training import image as training
+    from nic.models.training.data import read_photos
+    from nic.models.training.video import in_motion
 
-    model, options = read_config(config, ImageConfig)
-    start = store.load(start_from)
-    if not isinstance(start, store.Model):
-        raise UsageError(f"model {start_from} is of the extreme mode: start from a fidelity model")
+    model, options = read_config(config, ImageConfig, batch, learning_rate)
+    coder = store.load(coded_by)
+    if not isinstance(coder, store.Model):
+        raise UsageError(f"model {coded_by} is of the extreme mode: name one of fidelity mode or of videos")
+    pictures = run / "pictures"
     for seed in range(passes):
         for clip in clips:
-            write_residuals(start, clip, seed, run / "pictures")
-    data = [run / "pictures"] * repeat + [*photos]
-    weights = Path(store.find(start_from)["path"])
-    training.train(model, options, data=data, run=run, start_from=weights, **schedule)
+            write_residuals(coder, partial(read_clip, clip), f"{Path(clip).stem}-{seed}", seed, pictures)
+    still = read_photos(photos) if moving else []
+    for seed in range(moving):
+        write_residuals(coder, partial(in_motion, still, seed), f"moving-{seed:03}", seed, pictures)
+    data = [pictures] * repeat + [*photos]
+    books = store.read_codebooks(codebooks) if codebooks else None
+    training.train(model, options, data=data, run=run, codebooks=books, **schedule)
 
 
-def write_residuals(start: Any, clip: str, seed: int, folder: Path) -> None:
-    """Residual pictures of a video, every twentieth for validation, unless they are there already."""
+def read_clip(path: str) -> Any:
+    """The frames of a video, [T, H, W, 3] uint8."""
     import numpy as np
-    from PIL import Image
 
     from nic.media import Source
+
+    try:
+        return np.stack(list(Source.open(path).frames()))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def write_residuals(coder: Any, frames: Callable[[], Any], name: str, seed: int, folder: Path) -> None:
+    """Residual pictures of a clip, every twentieth for validation, unless they are there already."""
+    from PIL import Image
+
     from nic.models.training.video import residual_pictures
 
-    name = f"{Path(clip).stem}-{seed}"
     if any(folder.glob(f"*/{name}-*.png")):
         return
-    try:
-        frames = np.stack(list(Source.open(clip).frames()))
-    except BadInput as error:
-        raise BadInput(f"{clip}: {error}") from error
-    for index, picture in enumerate(residual_pictures(start, frames, seed)):
+    for index, picture in enumerate(residual_pictures(coder, frames(), seed)):
         target = folder / ("val" if index % 20 == 19 else "train") / f"{name}-{index:05}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(target)

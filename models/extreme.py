@@ -82,6 +82,15 @@ class Codebook(nn.Module):
         return self.fitted[2 ** (book + BITS_MIN) - 2**BITS_MIN :][: 2 ** (book + BITS_MIN)]
 
     @torch.no_grad()
+    def release(self) -> None:
+        """Fitted codewords of the largest codebook become the table that learns again; those of the others are lost."""
+        if not self.fitted[0, 0].isnan():
+            self.anchors.copy_(self.place(self.bits - BITS_MIN))
+            self.matrix.copy_(torch.eye(len(self.matrix)))
+            self.offset.zero_()
+            self.fitted.fill_(torch.nan)
+
+    @torch.no_grad()
     def count(self, indices: Tensor) -> None:
         """Takes down a batch's indices into the largest codebook."""
         counts = torch.bincount(indices, minlength=len(self.use)).float()

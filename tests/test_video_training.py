@@ -6,7 +6,7 @@ import numpy as np
 import skimage.data
 
 from nic.models import store
-from nic.models.training.video import residual_pictures
+from nic.models.training.video import in_motion, residual_pictures
 
 
 def test_residual_pictures_are_what_prediction_leaves() -> None:
@@ -18,6 +18,16 @@ def test_residual_pictures_are_what_prediction_leaves() -> None:
     for picture in pictures:
         assert picture.dtype == np.uint8 and abs(picture.mean() - 127.5) < 6
         assert picture.std() < 0.5 * clip.std()
+
+
+def test_photographs_in_motion_move_a_little_and_differ_by_seed() -> None:
+    photos = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    clip = in_motion(photos, 1)
+    assert clip.dtype == np.uint8 and clip.shape == (17, 320, 320, 3)
+    steps = [np.abs(a.astype(float) - b).mean() for a, b in zip(clip, clip[1:], strict=False)]
+    far = np.abs(clip[0].astype(float) - clip[-1]).mean()
+    assert 0 < min(steps) and max(steps) < far and clip[0].std() > 20
+    assert (clip == in_motion(photos, 1)).all() and (clip != in_motion(photos, 2)).any()
 
 
 def test_the_id_of_a_video_model_covers_its_synthesis(tmp_path: Path) -> None:

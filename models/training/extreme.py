@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nic.errors import BadInput
 from nic.models.bases import BASES, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
@@ -52,10 +53,10 @@ def train(
 ) -> Path:
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
 
-    perceptual: the folder of LPIPS's weights. start_from: checkpoint or weight file of a fidelity codec with trunks of
-    the same width and no more blocks; with synthesis_only, the checkpoint of such a run: its analysis stays as it is,
-    and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision of the convolutions.
-    adversary_weight: of the adversarial loss; with 0 there is none.
+    perceptual: the folder of LPIPS's weights. start_from: the checkpoint of another run, or checkpoint or weight file
+    of a fidelity codec with trunks of the same width and no more blocks. With synthesis_only, the former: its analysis
+    stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision of the
+    convolutions. adversary_weight: of the adversarial loss; with 0 there is none.
     """
     processes = Processes(device)
     where = processes.device
@@ -67,9 +68,10 @@ def train(
 
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
     resumed = (run / "last.pt").exists()
+    adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
     learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
     if synthesis_only:
-        model.load_state_dict(read_checkpoint(start_from, ExtremeConfig, where)[0]["average"])
+        start_from_run(model, adversary, start_from)
         model.analysis.requires_grad_(False)
         model.codebook.requires_grad_(False)
         if not resumed and model.codebook.fitted.isnan().any():
@@ -77,10 +79,12 @@ def train(
             fit_bases(model, photos)
     else:
         learning += [(model.codebook, 1.0), (model.analysis, SLOW)]
-        if not resumed:
+        if not resumed and is_run(start_from):
+            start_from_run(model, adversary, start_from)
+            model.codebook.release()
+        elif not resumed:
             start_from_fidelity(model, *read_start(start_from), photos)
     books, (low, high) = books_of(config), RATE_WEIGHTS
-    adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
     learning += [(adversary, LEARNING_RATE)] if adversary else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,6 +107,23 @@ def train(
     log.close()
     processes.close()
     return checkpoint
+
+
+def is_run(path: Path) -> bool:
+    """Whether a file is a checkpoint of this mode."""
+    try:
+        read_checkpoint(path, ExtremeConfig)
+    except BadInput:
+        return False
+    return True
+
+
+def start_from_run(model: ExtremeCodec, adversary: Adversary | None, path: Path) -> None:
+    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput."""
+    state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
+    model.load_state_dict(state["average"])
+    if adversary and "adversary" in state:
+        adversary.load_state_dict(state["adversary"])
 
 
 @torch.no_grad()
