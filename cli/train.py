@@ -232,7 +232,8 @@ def write_residuals(coder: Any, frames: Callable[[], Any], name: str, seed: int,
 def extreme(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
     """Train the extreme mode of a config for some minutes; the learning rate has decayed to zero when they end.
 
-    First from a fidelity codec, then from the result with --synthesis-only; then run nic train indices.
+    First from a fidelity codec or an earlier run, then from the result with --synthesis-only; then run nic train
+    indices.
     """
     from nic.models.config import ExtremeConfig
     from nic.models.training import extreme as training

@@ -63,6 +63,24 @@ def test_both_runs_train_what_they_should(checkpoints: tuple[Path, Path]) -> Non
     assert rows[-1]["validation"]["psnr"] > 12
 
 
+def test_everything_goes_on_learning_from_the_last_run(
+    checkpoints: tuple[Path, Path], photographs: Path, perceptual: Path, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(OPTIONS, learning_rate=1e-9)
+    again = extreme.train(
+        CONFIG, options, [photographs], tmp_path, 0.02, perceptual, checkpoints[1], adversary_weight=0.1
+    )
+    states = [torch.load(path, weights_only=True) for path in (checkpoints[1], again)]
+    before, after = (ExtremeCodec(CONFIG) for _ in states)
+    for model, state in zip((before, after), states, strict=True):
+        model.load_state_dict(state["average"])
+    assert not before.codebook.fitted.isnan().any() and after.codebook.fitted.isnan().all()
+    book = CONFIG.index_bits - 3
+    assert torch.allclose(before.codebook.codewords(book), after.codebook.codewords(book), atol=1e-4)
+    name = "condition.weight"
+    assert torch.allclose(states[0]["adversary"][name], states[1]["adversary"][name], atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def weights(checkpoints: tuple[Path, Path], photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
