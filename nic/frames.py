@@ -36,7 +36,7 @@ TRIED_CLASSES = tuple(range(0, CLASSES, 3))  # of motion
 
 
 @lru_cache(maxsize=4)
-def tables_of(model_id: bytes, model: Model) -> Tables:
+def tables_of(model: Model) -> Tables:
     """The model's tables, and one for scale classes that are sent."""
     even = np.full(CLASSES, 2**24 // CLASSES, np.uint32)
     return Tables([*model.codebooks.frequency_tables(), even])
@@ -75,7 +75,7 @@ def encode_frame(
     target = to_frame(pixels, model.device)
     quality = torch.tensor([level / 4], device=model.device)
     bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3
-    head = Encoder(tables_of(model.id, model))
+    head = Encoder(tables_of(model))
     known = [to_frame(frame, model.device) for frame in references]
     worth = worth_of(target, known, motion, bits_per_error)
     prediction = predict(known, put_motion(model, head, motion, worth, len(known)))
@@ -83,7 +83,7 @@ def encode_frame(
     valid = slice(pixels.shape[0]), slice(pixels.shape[1])
 
     def code(targets: Tensor) -> Coded:
-        encoder = Encoder(tables_of(model.id, model))
+        encoder = Encoder(tables_of(model))
         put_motion(model, encoder, motion, worth, len(known))
         latents = put_latents(model, encoder, targets, hyper, level)
         return Coded((encoder.finish(),), latents)
@@ -111,7 +111,7 @@ def read_frames(
 
     references: how many each frame has. No pixels are needed, so the prior takes all frames at once.
     """
-    decoders = [Decoder(tables_of(model.id, model), words) for words in payloads]
+    decoders = [Decoder(tables_of(model), words) for words in payloads]
     motions = [
         get_motion(model, decoder, rows, columns, count) for decoder, count in zip(decoders, references, strict=True)
     ]

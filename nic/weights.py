@@ -26,7 +26,7 @@ SAMPLED = 2000  # groups of a tensor by which its class is chosen
 
 def encode_weights(model: Model, changes: dict[str, Tensor], steps: dict[str, int]) -> bytes:
     """The payload of WGTS for changes of some of the synthesis' parameters in steps of 2^-steps[name]."""
-    encoder = Encoder(tables_of(model.id, model))
+    encoder = Encoder(tables_of(model))
     head = bytearray()
     for name in sorted(dict(model.synthesis.named_parameters())):
         if name not in changes:
@@ -54,7 +54,7 @@ def apply_weights(model: Model, payload: bytes | None) -> Model:
     reader = Reader(payload, "WGTS chunk")
     parameters = dict(sorted(synthesis.named_parameters()))
     heads = {name: reader.take(2) for name in parameters}
-    decoder = Decoder(tables_of(model.id, model), reader.take(reader.remaining))
+    decoder = Decoder(tables_of(model), reader.take(reader.remaining))
     for name, value in parameters.items():
         exponent, scale_class = heads[name]
         if (exponent, scale_class) == (0, 0):

@@ -512,11 +512,11 @@ def test_motion_is_exact_only_where_it_shows() -> None:
     motion = Motion(torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 8, 12))
     motion.flow[0, 0, 4, 9] = 300
     worth = worth_of(frames[1], [frames[0], frames[2]], motion, 1e4)
-    encoder = Encoder(tables_of(model.id, model))
+    encoder = Encoder(tables_of(model))
     coded = put_motion(model, encoder, motion, worth, 2)
     error = (coded.flow - motion.flow).square()
     assert error[..., 7:].mean() < 0.25 < 0.5 < error[..., :5].mean()
-    read = get_motion(model, Decoder(tables_of(model.id, model), encoder.finish()), 8, 12, 2)
+    read = get_motion(model, Decoder(tables_of(model), encoder.finish()), 8, 12, 2)
     assert torch.equal(read.flow, coded.flow) and torch.equal(read.blend, coded.blend)
 
 
