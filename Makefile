@@ -13,7 +13,7 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): over seven hours on one core
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): nine hours on one core
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/tiny-rounding
 	nic codebook fit $(RUN)/tiny-rounding/last.pt $(RUN)/tiny.safetensors --data $(DATA) --crops 150
 	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/tiny-vq --learning-rate 5e-4 \
@@ -23,14 +23,17 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	nic codebook fit $(RUN)/rounding/last.pt $(RUN)/rounding.safetensors --data $(DATA) --crops 200
 	nic train image --config small --data $(DATA) --minutes 20 --bfloat16 -o $(RUN)/vq --learning-rate 3e-4 \
 	    --start-from $(RUN)/rounding/last.pt --codebooks $(RUN)/rounding.safetensors
-	nic codebook fit $(RUN)/vq/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
+	nic codebook fit $(RUN)/vq/last.pt $(RUN)/small.safetensors --data $(DATA) --crops 500
+	nic train image --config medium --data $(DATA) --minutes 93 --bfloat16 -o $(RUN)/medium \
+	    --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
+	nic codebook fit $(RUN)/medium/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "$(DATA), see docs/training-log.md"
 
 PERCEPTUAL ?= ../shared/weights
 
-weights-extreme:  ## train the extreme mode from the shipped fidelity weights, LPIPS's networks in PERCEPTUAL: two hours
+weights-extreme:  ## train the extreme mode from the small codec of `weights`, LPIPS's networks in PERCEPTUAL: two hours
 	nic train extreme --data $(DATA) --minutes 40 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
-	    --start-from models/weights/fidelity.safetensors
+	    --start-from $(RUN)/small.safetensors
 	nic train extreme --data $(DATA) --minutes 60 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
@@ -43,8 +46,8 @@ weights-refiner:  ## train the refiner on what the shipped weights make of DATA:
 
 CLIPS ?= ../shared/data/video/train
 
-weights-video:  ## train the model of videos from the shipped fidelity weights: an hour, before it five minutes
+weights-video:  ## train the model of videos from the small codec of `weights`: an hour, before it five minutes
 	nic train video $(patsubst %,--data %,$(wildcard $(CLIPS)/*)) --photos $(DATA) --minutes 62 --bfloat16 \
-	    -o $(RUN)/video --start-from models/weights/fidelity.safetensors --codebooks models/weights/fidelity.safetensors
+	    -o $(RUN)/video --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
 	nic codebook fit $(RUN)/video/last.pt models/weights/video.safetensors --mode video \
-	    --data $(RUN)/video/pictures --data $(DATA) --crops 500 --note "$(CLIPS) and $(DATA), see docs/training-log.md"
+	    --data $(RUN)/video/pictures --data $(RUN)/video/pictures --data $(DATA) --crops 400 --note "$(CLIPS) and $(DATA), see docs/training-log.md"
