@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,17 +160,6 @@ def test_a_run_starts_from_a_weight_file(
         for a, b in zip(trained.step(0, features, latents), integer.step(0, features.round(), latents), strict=True):
             assert (a - b).abs().max() < 8 and a.std() > 0
         assert (trained.quality(quality) - integer.quality(quality)).abs().max() <= 0.5
-
-
-def test_torchrun_trains_with_two_processes(config: Path, photographs: Path, tmp_path: Path) -> None:
-    nic = [sys.executable, "-P", "-m", "nic", "train", "image", "--data", str(photographs), "--minutes", "0.1"]
-    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *nic]
-    options = ["-o", str(tmp_path / "run"), "--config", str(config), "--workers", "1"]
-    done = subprocess.run(
-        command + options, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] > 0
 
 
 def test_crops_are_photographs(photographs: Path) -> None:

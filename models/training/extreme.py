@@ -21,7 +21,7 @@ from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit, read_checkpoint
+from nic.models.training.loop import Training, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start
@@ -51,19 +51,17 @@ def train(
     bfloat16: bool = False,
     adversary_weight: float = 0.0,
 ) -> Path:
-    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
+    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
     perceptual: the folder of LPIPS's weights. start_from: the checkpoint of another run, or checkpoint or weight file
     of a fidelity codec with trunks of the same width and no more blocks. With synthesis_only, the former: its analysis
     stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision of the
     convolutions. adversary_weight: of the adversarial loss; with 0 there is none.
     """
-    processes = Processes(device)
-    where = processes.device
-    torch.manual_seed(options.seed)
-    run.mkdir(parents=True, exist_ok=True)
+    training = Training(run, minutes, options, device, bfloat16)
+    where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
-    validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
+    validation = read_photos(data, "val", workers)[:16] if training.first else []
     lpips = Lpips(perceptual).to(where)
 
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
@@ -96,16 +94,11 @@ def train(
             weight = rows * low * (high / low) ** torch.rand(options.batch, device=where)
         return model.loss(photos.crops(options.batch, options.crop), book, weight, lpips, adversary)
 
-    log = Log(run / "log.jsonl", processes.rank)
-    optimizers = optimizers_of(learning, options)
-    checkpoint = fit(
-        model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
-    )
+    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
     if validation:
         for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
-            log.write({"validation": row})
-    log.close()
-    processes.close()
+            training.write({"validation": row})
+    training.close()
     return checkpoint
 
 
