@@ -1,6 +1,7 @@
 """Training the extreme mode from a fidelity codec to a weight file that codes, on two photographs, very small."""
 
 import dataclasses
+import errno
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,20 @@ def weights(checkpoints: tuple[Path, Path], photographs: Path, tmp_path_factory:
     after = store.load_extreme(folder / "test.safetensors")
     assert before.recovery is None and after.recovery is not None and before.id == after.id
     return folder / "test.safetensors"
+
+
+def test_a_weight_file_is_written_as_a_whole(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full while the recovery is written leaves the model as it was."""
+    before = weights.read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(before[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add_recovery(weights, Recovery(CONFIG))
+    assert weights.read_bytes() == before and list(weights.parent.glob("*.partial")) == []
 
 
 def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

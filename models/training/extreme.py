@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nic.errors import BadInput
+from nic.errors import BadInput, UsageError
 from nic.models.bases import BASES, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
 from nic.models.training.adversary import LEARNING_RATE, Adversary
-from nic.models.training.data import Photos, read_photos
+from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start
+from nic.models.training.start import read_start, take_over
 from nic.models.transforms import Analysis, Synthesis
 
 __all__ = ["evaluate", "train"]
@@ -112,19 +112,24 @@ def is_run(path: Path) -> bool:
 
 
 def start_from_run(model: ExtremeCodec, adversary: Adversary | None, path: Path) -> None:
-    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput."""
+    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput and UsageError."""
     state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
-    model.load_state_dict(state["average"])
+    take_over(model, state["average"], path)
     if adversary and "adversary" in state:
-        adversary.load_state_dict(state["adversary"])
+        take_over(adversary, state["adversary"], path)
 
 
 @torch.no_grad()
 def start_from_fidelity(model: ExtremeCodec, state: dict[str, Tensor], old: ImageConfig, photos: Photos) -> None:
     """Makes ``model`` the fidelity codec at its lowest quality, its latents projected and quantized.
 
-    New blocks start as the identity: after the old ones in the analysis, before them in the synthesis.
+    New blocks start as the identity: after the old ones in the analysis, before them in the synthesis. Raises
+    UsageError for a codec of other trunks, or with more deep blocks or fewer latents.
     """
+    new = model.config
+    same = (old.trunk, old.trunk_blocks, old.deep) == (new.trunk, new.trunk_blocks, new.deep)
+    if not same or old.deep_blocks > new.deep_blocks or old.latent < new.latent:
+        raise UsageError("the codec to start from has other trunks, more deep blocks or fewer latents than the config")
     donor = ImageCodec(old).to(photos.pixels.device, memory_format=torch.channels_last)
     donor.load_state_dict(state)
     analysis, synthesis = model.analysis, model.synthesis
@@ -253,8 +258,7 @@ def evaluate(model: ExtremeCodec, photos: list[np.ndarray], lpips: Lpips, books:
     for book in books:
         psnrs, distances = [], []
         for photo in photos:
-            height, width = (side // 64 * 64 for side in photo.shape[:2])
-            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_images(photo, device)
             images = model(pixels, torch.tensor([book], device=device))["images"].clamp(0, 1)
             psnrs.append(-10 * math.log10((images - pixels).square().mean().item()))
             distances.append(lpips(images, pixels).item())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig, TrainConfig
-from nic.models.training.data import Photos, read_photos
+from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, widened
@@ -31,12 +31,11 @@ def evaluate(
     for quality in qualities:
         bpps, psnrs = [], []
         for photo in photos:
-            height, width = (side // 64 * 64 for side in photo.shape[:2])
-            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_images(photo, device)
             q = torch.full((1,), float(quality), device=device)
             out = model(pixels, q)
             mse = (out["images"].clamp(0, 1) - pixels).square().mean().item()
-            bpps.append((out["y_bits"] + out["z_bits"]).item() / (height * width))
+            bpps.append((out["y_bits"] + out["z_bits"]).item() / pixels[0, 0].numel())
             psnrs.append(-10 * math.log10(mse))
         rows.append({"quality": quality, "bpp": float(np.mean(bpps)), "psnr": float(np.mean(psnrs))})
     return rows

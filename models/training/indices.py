@@ -21,7 +21,7 @@ from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, book
 from nic.models.indices import LOGIT_CLASSES, LOGIT_STEP, STEPS, IndexPrior, path_of, step_positions
 from nic.models.prior import UNIT
 from nic.models.training.codebook import to_frequencies
-from nic.models.training.data import SIDE, Photos, read_photos
+from nic.models.training.data import SIDE, Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
 from nic.models.transforms import QUALITY_INDICES, Analysis
 from nic.models.vq import TOTAL
@@ -59,11 +59,9 @@ def gather(
     """
     maps, chosen, side = [], [], SIDE // LATENT
     for photo in photos * passes:
-        height, width = (length // 64 * 64 for length in photo.shape[:2])
-        pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
         book = int(len(codewords) * torch.rand(1).sqrt())
         quality = torch.tensor([book * (QUALITY_INDICES - 1) / (len(codewords) - 1)], device=device)
-        latents = analysis(pixels.contiguous(memory_format=torch.channels_last), quality)
+        latents = analysis(to_images(photo, device), quality)
         indices = nearest(latents[0].flatten(1).T * UNIT, codewords[book]).view(latents.shape[2:])
         maps.append(F.pad(indices, (0, side - indices.shape[1], 0, side - indices.shape[0]), value=-1))
         chosen.append(book)

@@ -17,11 +17,11 @@ from nic.models.extreme import GRID, book_quality, nearest
 from nic.models.prior import UNIT
 from nic.models.refiner import NOISE, Refiner, euler
 from nic.models.training.adversary import LEARNING_RATE, Adversary
-from nic.models.training.data import Photos, read_photos
+from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, is_first, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start
+from nic.models.training.start import read_start, take_over
 from nic.models.transforms import QUALITY_INDICES
 
 __all__ = ["Coder", "evaluate", "export", "train"]
@@ -100,9 +100,9 @@ def train(
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
     if start_from:
         earlier, _ = read_checkpoint(start_from, RefinerConfig, where)
-        model.load_state_dict(earlier["average"])
+        take_over(model, earlier["average"], start_from)
         if adversary and "adversary" in earlier:
-            adversary.load_state_dict(earlier["adversary"])
+            take_over(adversary, earlier["adversary"], start_from)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         originals = photos.crops(options.batch, options.crop)
@@ -170,8 +170,7 @@ def evaluate(
     for quality, extreme in [(4.0, False), (12.0, False), (24.0, False), (49.0, True)]:
         values: dict[int, list[tuple[float, float]]] = {steps: [] for steps in all_steps}
         for photo in photos:
-            height, width = (side // 64 * 64 for side in photo.shape[:2])
-            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_images(photo, device)
             q, mode = torch.tensor([quality], device=device), torch.tensor([extreme], device=device)
             decoded = coder.decoded(pixels, q, mode)
             for steps in all_steps:
