@@ -95,6 +95,7 @@ class State:
     seconds: float = 0.0
 
     def save(self, path: Path, config: TransformConfig | RefinerConfig) -> None:
+        """Writes a checkpoint as a whole."""
         saved: dict[str, Any] = {"model": self.model.state_dict(), "average": self.average.values}
         if self.adversary:
             saved["adversary"] = self.adversary.state_dict()
