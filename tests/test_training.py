@@ -140,6 +140,8 @@ def test_a_run_starts_from_one_with_fewer_latents_and_blocks_and_other_rates(
     with torch.no_grad():
         before, after = narrow(images, torch.tensor([27.0])), wide(images, torch.tensor([18.0]))
     assert torch.allclose(before["images"], after["images"], atol=1e-4)
+    there = torch.device("meta")  # in place of a GPU, where tensors of the processor cannot be mixed in either
+    assert {value.device for value in widened(state, old, wide.to(there), new).values()} == {there}
     longer = train(new, configs[1], [photographs], tmp_path, minutes=0.05, start_from=checkpoint)
     assert torch.load(longer, weights_only=True)["average"]["analysis.latent.weight"].shape == (48, 32, 1, 1)
 

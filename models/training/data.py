@@ -52,10 +52,9 @@ def decode_square(file: tuple[str, bytes]) -> np.ndarray | None:
         image = Image.open(io.BytesIO(encoded))
         if image.mode.startswith(("I", "F")):
             return None
-        image = image.convert("RGB")
+        pixels = np.asarray(image.convert("RGB"))[:SIDE, :SIDE]
     except Exception as error:  # on damaged files, decoders raise almost any
         raise BadInput(f"{name} cannot be read as a picture: remove it") from error
-    pixels = np.asarray(image)[:SIDE, :SIDE]
     return pixels if min(pixels.shape[:2]) >= 128 else None
 
 

@@ -200,7 +200,7 @@ def fit_bases(model: ExtremeCodec, photos: Photos) -> None:
     latents = [model.analysis(photos.crops(1, 256), quality).movedim(1, -1).flatten(0, 2) for _ in range(CROPS // 2)]
     left = torch.cat([x - codewords[nearest(x, codewords)] for x in latents])
     before = torch.zeros(len(left), dtype=torch.long, device=device)  # 1 after a vector, 0 after a mask
-    factors = torch.tensor([0.0, *(weight for weight in WEIGHTS for _ in range(VECTORS))], device=device)
+    factors = torch.tensor([0.0, *(factor for factor in WEIGHTS for _ in range(VECTORS))], device=device)
     for basis in range(BASES):
         vectors = k_means(left, VECTORS)[0] / WEIGHTS[1]
         bits = torch.where(factors > 0, math.log2(len(factors)), 1.0).expand(2, -1)  # else a short vector is the mask

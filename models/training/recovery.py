@@ -33,7 +33,7 @@ def lose(count: int, device: torch.device) -> Tensor:
     return known
 
 
-def batches(maps: IndexMaps, book: int, count: int, generator: torch.Generator) -> Tensor:
+def random_windows(maps: IndexMaps, book: int, count: int, generator: torch.Generator) -> Tensor:
     """Windows [count, WINDOW, WINDOW] of photographs' indices, all of one codebook."""
     device = maps.indices.device
     rows = (maps.book == book).nonzero()[:, 0]
@@ -61,7 +61,7 @@ def train(
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         book = int(maps.book[torch.randint(len(maps.book), (1,), generator=generator, device=where)])
-        indices = batches(maps, book, OPTIONS.batch, generator)
+        indices = random_windows(maps, book, OPTIONS.batch, generator)
         known, inside = lose(OPTIONS.batch, where), indices >= 0
         latents = codewords[book][indices.clamp(min=0)].movedim(-1, 1)
         lost = ~known & inside

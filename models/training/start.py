@@ -56,7 +56,7 @@ def to_float(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: ImageConfig) -> dict[str, Tensor]:
-    """The state of ``model`` (config ``new``) that computes what ``state`` (config ``old``) does.
+    """The state of ``model`` (config ``new``), on its device, that computes what ``state`` (config ``old``) does.
 
     Every chunk of channels gets its share of the new latents, behind its old ones; the synthesis and the context
     start by ignoring them. Blocks that the old codec lacks start as the identity. Tables over quality are resampled to
@@ -81,13 +81,13 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
         if name not in state:
             result[name] = torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
             continue
-        value = state[name]
+        value = state[name].to(fresh.device)
         if name.endswith("knots"):
             value = resampled(value, old, new)
         fresh = fresh.clone()
         axes = [axis for axis in range(value.ndim) if value.shape[axis] != fresh.shape[axis]]
         for axis in axes:
-            place = places[value.shape[axis]].to(value.device)
+            place = places[value.shape[axis]].to(fresh.device)
             fresh = fresh * NEW_ROWS if axis == 0 else torch.zeros_like(fresh)
             if name.startswith("prior.head") and name.endswith("bias"):
                 fresh[new.latent :] = NEW_SCALE

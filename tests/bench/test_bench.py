@@ -104,8 +104,6 @@ def test_a_second_run_measures_only_what_is_new(
 ) -> None:
     _, folder = report
     before = read(folder / "points.csv")
-    one = folder / "one"
-    one.mkdir()
     known = measure.read_points(folder / "points.csv")
     source = measure.read_source(photos / "coffee.png", "coffee.png", quick=False)
     plan = measure.Plan(("psnr", "ms_ssim"), (0.25,), None, folder, False)

@@ -62,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, perceptual: Path) -> Path:
         (folder / f"{name}.toml").write_text(CONFIG.format(lambda_max=value))
     (folder / "text.toml").write_text("[model")
     (folder / "lpips").symlink_to(perceptual)
+    (folder / "broken" / "alexnet.pth").write_text("no weights")
     wide = ImageConfig(16, 1, 8, 1, 16, 4, 8, 1, 0.001, 0.05)
     small = RefinerConfig(8, 1, 8, 1, 30.0)
     for name, model in (("wide", ImageCodec(wide)), ("refiner", Refiner(small))):
@@ -123,6 +124,11 @@ EXTREME = store.find(store.EXTREME)["path"]
             ["extreme", "--data", "plain", "--start-from", "config.toml", "--perceptual", "empty"],
             3,
             "no alexnet*.pth in empty",
+        ),
+        (
+            ["extreme", "--data", "plain", "--start-from", "config.toml", "--perceptual", "broken"],
+            3,
+            "broken/alexnet.pth does not hold the weights that LPIPS needs",
         ),
     ],
 )
