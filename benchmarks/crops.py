@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent.parent / "docs" / "crops.png")
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     original = Image.fromarray(skimage.data.astronaut())
     panels = [panel(original, "original", "uncompressed")]
     for codec in (codecs.load("nic"), codecs.load("jpeg")):
@@ -30,7 +31,6 @@ def main() -> None:
         bpp = 8 * len(file) / (original.width * original.height)
         note = f"{len(file):,} bytes, {bpp:.2f} bpp, {psnr(original, decoded):.1f} dB"
         panels.append(panel(decoded, codec.label, note))
-    arguments.output.parent.mkdir(exist_ok=True)
     side_by_side(panels).save(arguments.output, optimize=True)
 
 

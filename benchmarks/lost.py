@@ -38,19 +38,23 @@ Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path, metavar="PICTURES")
+    parser.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of PNG files")
+    parser.add_argument("--every", type=int, default=1, help="only every so many pictures [%(default)s]")
     parser.add_argument("--quality", type=float, default=60, help="0 to 100 [%(default)s]")
     parser.add_argument("--metric-weights", type=Path, help="folder of LPIPS's backbone, as for nic bench")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
+    paths = sorted(arguments.pictures.glob("*.png"))[:: arguments.every]
+    if not paths:
+        parser.error(f"no PNG files in {arguments.pictures}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     model = codec.load_model("extreme", "cpu")
     assert isinstance(model, ExtremeModel) and model.recovery
     fills: dict[str, Fill] = {"recovery": model.recovery.fill, "smooth": smooth, "nearest": nearest}
     meter = Meter(["lpips"], arguments.metric_weights)
     rows: list[Row] = []
-    for path in tqdm(sorted(arguments.pictures.glob("*.png"))):
+    for path in tqdm(paths):
         rows += measure(model, path, arguments.quality, fills, meter)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(
         arguments.output / "lost.csv", [row | {"model": model.id.hex(), "date": str(date.today())} for row in rows]
     )

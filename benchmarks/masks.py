@@ -2,7 +2,7 @@
 
     python benchmarks/masks.py PICTURES -o benchmarks/results
 
-PICTURES, a folder of PNG files, are compressed at one quality of each mode with rising mask rates. Writes masks.csv
+Pictures are compressed at one quality of each mode with rising mask rates. Writes masks.csv
 with the means.
 """
 
@@ -27,14 +27,18 @@ RATES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path, metavar="PICTURES")
+    parser.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of PNG files")
+    parser.add_argument("--every", type=int, default=1, help="only every so many pictures [%(default)s]")
     parser.add_argument("--metric-weights", type=Path, help="folder of LPIPS's backbone, as for nic bench")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
-    pictures = [Image.open(path).convert("RGB") for path in sorted(arguments.pictures.glob("*.png"))]
+    paths = sorted(arguments.pictures.glob("*.png"))[:: arguments.every]
+    if not paths:
+        parser.error(f"no PNG files in {arguments.pictures}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    pictures = [Image.open(path).convert("RGB") for path in paths]
     meter = Meter(["psnr", "lpips"], arguments.metric_weights)
     rows = [measure(pictures, mode, rate, meter) for mode in QUALITIES for rate in tqdm(RATES, desc=mode)]
-    arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "masks.csv", [row | {"date": str(date.today())} for row in rows])
 
 

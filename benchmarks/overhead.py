@@ -1,6 +1,6 @@
 """How far .nic files are above the ideal code length of the symbols in them.
 
-    python benchmarks/overhead.py IMAGES_DIR -o benchmarks/results
+    python benchmarks/overhead.py PICTURES -o benchmarks/results
 
 Writes overhead.csv and prints the maximum. Exits with 1 if a file is longer than 1.001 times its ideal length plus 64
 bytes: that is the target for what the container and the range coder may cost.
@@ -43,13 +43,16 @@ class CountingDecoder(Decoder):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="folder of PNG photographs")
+    parser.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of PNG files")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
-    run = {"version": codecs.load("nic").version, "date": date.today().isoformat()}
-    jobs = [(path, quality) for path in sorted(arguments.images.glob("*.png")) for quality in QUALITIES]
-    rows = [measure(path, quality) | run for path, quality in tqdm(jobs, unit="file")]
+    paths = sorted(arguments.pictures.glob("*.png"))
+    if not paths:
+        parser.error(f"no PNG files in {arguments.pictures}")
     arguments.output.mkdir(parents=True, exist_ok=True)
+    run = {"version": codecs.load("nic").version, "date": date.today().isoformat()}
+    jobs = [(path, quality) for path in paths for quality in QUALITIES]
+    rows = [measure(path, quality) | run for path, quality in tqdm(jobs, unit="file")]
     write_csv(arguments.output / "overhead.csv", rows)
     for column, unit in (("coder_percent", "%"), ("coder_bytes", "bytes"), ("file_bytes_above", "bytes")):
         worst = max(rows, key=lambda row: row[column])

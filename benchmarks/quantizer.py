@@ -27,7 +27,8 @@ from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
 from nic.models.config import ImageConfig
 from nic.models.prior import CLASSES, UNIT, Prior
 from nic.models.training.codebook import RECOUNTS, borrow, escape_table, gather, recount, to_frequencies
-from nic.models.training.data import Photos, read_photos
+from nic.models.training.data import Photos, read_photos, to_images
+from nic.models.training.loop import read_checkpoint
 from nic.models.vq import TOTAL, Codebook, Codebooks
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,9 +56,10 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=200, help="crops that scalar tables are counted on [%(default)s]")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    state = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
-    model = ImageCodec(ImageConfig(**state["config"])).to(memory_format=torch.channels_last).eval()
+    state, config = read_checkpoint(arguments.checkpoint, ImageConfig)
+    model = ImageCodec(config).to(memory_format=torch.channels_last).eval()
     model.load_state_dict(state["average"])
     photos = read_photos(arguments.data, "val")[: arguments.photos]
     ways = quantizers(
@@ -69,7 +71,6 @@ def main() -> None:
         for way, (prior, quantizer, weight) in tqdm(ways.items(), unit="way")
         for quality in QUALITIES
     ]
-    arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "quantizer.csv", rows)
     for test, anchor, what in COMPARED:
         print(f"{bd_rate(rows, anchor, test):+6.2f} %  {test} against {anchor}: {what}")
@@ -142,8 +143,7 @@ def measure(
     """Mean bpp and PSNR of photographs, cropped to multiples of 64."""
     bpps, psnrs = [], []
     for photo in photos:
-        height, width = (side // 64 * 64 for side in photo.shape[:2])
-        pixels = torch.from_numpy(photo[None, :height, :width]).permute(0, 3, 1, 2).float() / 255
+        pixels = to_images(photo, torch.device("cpu"))
         q = torch.tensor([float(quality)])
         y = model.analysis(pixels, q)
         targets = prior.targets(y, model.hyper_analysis(y))
@@ -160,7 +160,7 @@ def measure(
         with weight:
             latents = prior.decode(*y.shape[2:], q, source)
         mse = (model.synthesis(latents / UNIT, q).clamp(0, 1) - pixels).square().mean().item()
-        bpps.append(bits[0] / (height * width))
+        bpps.append(bits[0] / pixels[0, 0].numel())
         psnrs.append(-10 * math.log10(mse))
     return {"bpp": round(fmean(bpps), 5), "psnr": round(fmean(psnrs), 4)}
 

@@ -70,13 +70,16 @@ def settings(mode: str, quality: float) -> Iterator[Setting]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path, metavar="PICTURES")
+    parser.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of PNG files")
     parser.add_argument("--every", type=int, default=1, help="only every so many pictures [%(default)s]")
     parser.add_argument("--metric-weights", type=Path, help="folder of LPIPS's and DISTS's backbones, as for nic bench")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="[%(default)s]")
     arguments = parser.parse_args()
-    meter, dists = Meter(["lpips"], arguments.metric_weights), Dists(arguments.metric_weights)
     paths = sorted(arguments.pictures.glob("*.png"))[:: arguments.every]
+    if not paths:
+        parser.error(f"no PNG files in {arguments.pictures}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    meter, dists = Meter(["lpips"], arguments.metric_weights), Dists(arguments.metric_weights)
     tried = [setting for coded in CODED for setting in settings(*coded)]
     originals: list[np.ndarray] = []
     for path in tqdm(paths):
@@ -91,7 +94,6 @@ def main() -> None:
         distance = frechet(np.concatenate(setting.patches), np.concatenate(originals))
         rows.append(setting.label() | means | {"frechet": distance, "pictures": len(paths)})
     ids = {f"{name}_model": store.find(name)["id"] for name in ("fidelity", "extreme", "refiner")}
-    arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "refine.csv", [row | ids | {"date": str(date.today())} for row in rows])
     draw(rows, arguments.output / "refine.svg")
     print(table(rows))

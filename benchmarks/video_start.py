@@ -1,11 +1,13 @@
-"""What starting from the shipped network is worth to a video: python benchmarks/video_start.py CLIP [SECONDS]
+"""What starting from the shipped network is worth to a video.
+
+    python benchmarks/video_start.py CLIP
 
 One group of frames is coded at one quality. Then the synthesis is fitted to its latents twice, with as much time on the
 processor: from the shipped weights, as nic does it, and from random weights, all of them in float. Prints PSNR over
 time, and the bits of both networks, the second one's at 6 bits a weight.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Iterator
 
@@ -17,7 +19,7 @@ from nic.codec import load_model
 from nic.frames import CodedFrame, GroupMotion, encode_group
 from nic.media import Source
 from nic.models import store
-from nic.models.fit import Sample, exponents, fit
+from nic.models.fit import Sample, exponents, fit, is_fast_in_bfloat16
 from nic.models.order import Coded
 from nic.models.transforms import Synthesis
 from nic.weights import apply_weights, encode_weights
@@ -59,7 +61,7 @@ def from_scratch(model: store.Model, samples: list[Sample], seconds: float) -> I
     start, told, number = time.process_time(), seconds / 8, 0
     while (spent := time.process_time() - start) < seconds:
         sample = samples[number % len(samples)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_fast_in_bfloat16(model.device)):
             images = synthesis(sample.latents, sample.quality)
         optimizer.zero_grad()
         (sample.error(images) / sample.bits / sample.residual.numel()).backward()
@@ -72,10 +74,15 @@ def from_scratch(model: store.Model, samples: list[Sample], seconds: float) -> I
     yield seconds, psnr(synthesis, samples)
 
 
-def main(path: str, seconds: float) -> None:
-    model, samples, bits = samples_of(path)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clip", metavar="CLIP")
+    parser.add_argument("seconds", type=float, nargs="?", default=60, help="of the processor, for each [%(default)s]")
+    arguments = parser.parse_args()
+    seconds = arguments.seconds
+    model, samples, bits = samples_of(arguments.clip)
     weights = sum(parameter.numel() for parameter in model.synthesis.parameters())
-    print(f"{path}, {FRAMES} frames, quality {QUALITY}, {model.id.hex()}: {bits} bits of frames")
+    print(f"{arguments.clip}, {FRAMES} frames, quality {QUALITY}, {model.id.hex()}: {bits} bits of frames")
     print(f"shipped network     {0:6.1f} s  {psnr(model.synthesis, samples):.2f} dB  0 bits")
     scale = 1.0
     steps = exponents(model.synthesis, samples, scale)
@@ -97,4 +104,4 @@ def main(path: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    main()

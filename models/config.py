@@ -84,6 +84,9 @@ Sizes = TypeVar("Sizes", ImageConfig, ExtremeConfig, RefinerConfig)
 
 
 def read_toml(path: Path, sizes: type[Sizes]) -> tuple[Sizes, TrainConfig]:
-    """Reads a config file with the tables [model] and [train]; unknown or missing keys raise TypeError."""
+    """Reads a config file with the tables [model] and [train].
+
+    Raises TypeError for unknown or missing keys, KeyError for a missing table.
+    """
     tables = tomllib.loads(path.read_text())
     return sizes(**tables["model"]), TrainConfig(**tables["train"])

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from nic.models.vq import RATE_WEIGHT
 
-__all__ = ["Sample", "exponents", "fit"]
+__all__ = ["Sample", "exponents", "fit", "is_fast_in_bfloat16"]
 
 THIN = 16  # weights of an output channel up to which a parameter is fitted: biases, gains and depthwise kernels
 FINER = 1  # a step is 2^-FINER of what sensitivity alone asks for; measured
@@ -83,12 +83,13 @@ def fit(
     """Differences of the parameters from the shipped ones, in steps of 2^-steps[name], not yet quantized.
 
     ``scale``: how many times the samples' pixels the clip has, whose bits the differences must earn. Several epochs of
-    one sample at a time; bfloat16 convolutions where the processor has them.
+    one sample at a time, its convolutions in bfloat16 where that is fast: the same machine gives the same differences.
     """
     base = {name: value.detach() for name, value in synthesis.named_parameters()}
     changes = {name: torch.zeros_like(base[name], requires_grad=True) for name in steps}
     optimizer = torch.optim.Adam(changes.values(), LEARNING_RATE, betas=(0.9, 0.99))
-    device = samples[0].latents.device.type
+    device = samples[0].latents.device
+    bfloat16 = is_fast_in_bfloat16(device)
     total = epochs * len(samples)
     generator = torch.Generator().manual_seed(0)
     for number in range(total):
@@ -100,7 +101,7 @@ def fit(
             name: base[name] + (straight_through(change) if quantized else change) * 2.0 ** -steps[name]
             for name, change in changes.items()
         }
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             images = functional_call(synthesis, weights, (sample.latents, sample.quality))
         rate = sum((BITS * torch.log2(1 + change.abs())).sum() for change in changes.values())
         loss = sample.error(images) * scale * len(samples) + rate
@@ -111,6 +112,13 @@ def fit(
         optimizer.step()
         progress((number + 1) / total)
     return {name: change.detach() for name, change in changes.items()}
+
+
+def is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 itself; others emulate it, and are slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def straight_through(change: Tensor) -> Tensor:

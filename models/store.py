@@ -225,8 +225,6 @@ def write(
     card: dict[str, Any],
 ) -> bytes:
     """Writes a weight file, networks in float16."""
-    from safetensors.numpy import save_file
-
     tensors: dict[str, np.ndarray] = {}
     for part, module in networks.items():
         for name, value in module.state_dict().items():
@@ -234,9 +232,21 @@ def write(
     tensors |= integers
     identity = model_id(tensors, mode)
     metadata = {"mode": mode, "id": identity.hex(), "config": json.dumps(asdict(config)), "card": json.dumps(card)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
+    write_tensors(tensors, path, metadata)
     return identity
+
+
+def write_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a file as a whole or not at all."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def smallest_integers(values: np.ndarray) -> np.ndarray:
@@ -250,12 +260,13 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
 
 def add_recovery(path: Path, recovery: "Recovery") -> None:
     """Writes a recovery network, in float16, into the weight file of an extreme model."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     metadata = read_metadata(path)
     tensors = {name: value for name, value in load_file(path).items() if not name.startswith("recovery.")}
     state = recovery.state_dict().items()
-    save_file(tensors | {f"recovery.{name}": value.cpu().half().numpy() for name, value in state}, path, metadata)
+    tensors |= {f"recovery.{name}": value.cpu().half().numpy() for name, value in state}
+    write_tensors(tensors, path, metadata)
 
 
 def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> AnyModel:

@@ -52,9 +52,19 @@ def test_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("crops.py", "-o", tmp_path / "crops.png", monkeypatch=monkeypatch)
-    with Image.open(tmp_path / "crops.png") as image:
+    run("crops.py", "-o", tmp_path / "new" / "folder" / "crops.png", monkeypatch=monkeypatch)
+    with Image.open(tmp_path / "new" / "folder" / "crops.png") as image:
         assert image.width > 3 * 2 * 150
+
+
+@pytest.mark.parametrize("script", ["lost.py", "masks.py", "overhead.py", "refine.py"])
+def test_a_folder_without_pictures(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run(script, tmp_path, "-o", tmp_path / "results", monkeypatch=monkeypatch)
+    assert exit.value.code == 2 and f"no PNG files in {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_quantizer_counts_the_bits_and_the_error_of_real_files() -> None:

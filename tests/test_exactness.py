@@ -147,8 +147,7 @@ def test_the_check_would_notice(model: Model, encoded: list[tuple[NicFile, Tenso
     assert any(differs)
 
 
-def test_integer_prior_agrees_with_the_float_one(model: Model) -> None:
-    """Every integer the prior handles is one: nothing between layers has a fraction."""
+def test_nothing_between_layers_has_a_fraction(model: Model) -> None:
     seen = []
     prior = copy.deepcopy(model.prior)
     for conv in prior.modules():

@@ -1,6 +1,7 @@
 """Training the extreme mode from a fidelity codec to a weight file that codes, on two photographs, very small."""
 
 import dataclasses
+import errno
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from nic import codec
 from nic.models import store
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import Codebook, ExtremeCodec, nearest
-from nic.models.indices import IndexPrior, step_positions
+from nic.models.indices import STEPS, IndexPrior, step_positions
 from nic.models.prior import UNIT
 from nic.models.recovery import Recovery, smooth_fill
 from nic.models.training import extreme, indices, recovery
@@ -92,6 +93,20 @@ def weights(checkpoints: tuple[Path, Path], photographs: Path, tmp_path_factory:
     return folder / "test.safetensors"
 
 
+def test_a_weight_file_is_written_as_a_whole(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full while the recovery is written leaves the model as it was."""
+    before = weights.read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(before[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add_recovery(weights, Recovery(CONFIG))
+    assert weights.read_bytes() == before and list(weights.parent.glob("*.partial")) == []
+
+
 def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "WEIGHTS", weights.parent)
     model = store.load("test")
@@ -151,16 +166,22 @@ def test_k_means_uses_every_codeword() -> None:
 
 
 def test_prior_learns_from_neighbours_only_what_is_coded_before() -> None:
-    """Features of a step change with codewords of earlier steps, and never with those that are not known yet."""
+    """Features of later steps change with the indices of a step; its own, and those of earlier ones, do not."""
     torch.manual_seed(0)
-    prior = IndexPrior(CONFIG)
-    codewords = UNIT * torch.randn(1, CONFIG.latent, 8, 8)
-    book = torch.tensor([1])
-    step = 3
-    known = torch.stack([step_positions(s, 8, 8) for s in range(step)]).any(dim=0)[None]
-    before = prior.features(step, codewords * known, known, book)
-    codewords[:, :, 0, 0] += 100
-    assert not torch.equal(prior.features(step, codewords * known, known, book), before)
+    prior, codewords = IndexPrior(CONFIG), UNIT * torch.randn(8, CONFIG.latent)
+    indices, seen = torch.randint(8, (8, 8)), []
+
+    def source(step: int, features: torch.Tensor) -> torch.Tensor:
+        seen.append(features)
+        return indices[step_positions(step, 8, 8)]
+
+    for change in (0, 1):
+        indices[step_positions(3, 8, 8)] += change
+        indices %= 8
+        with torch.no_grad():
+            assert torch.equal(prior.decode(8, 8, 0, codewords, source), indices)
+    same = [torch.equal(before, after) for before, after in zip(seen[:STEPS], seen[STEPS:], strict=True)]
+    assert same == [True] * 4 + [False] * 2
 
 
 def test_recovery_keeps_what_is_known_and_fills_the_rest() -> None:

@@ -219,5 +219,10 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
     assert trained.pixels.weight.abs().max() > 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["validation"]["steps"] for row in rows] == [0, 1, 4] * 4
+    result = run(*command, "--adversary", 0, "-o", tmp_path / "run")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        2,
+        f"nic: {tmp_path / 'run'} holds a run of other options: name another folder",
+    )
     result = run(*command, "-o", tmp_path / "more", "--start-from", tmp_path / "run" / "last.pt")
     assert result.exit_code == 0, result.output

@@ -1,7 +1,9 @@
 """Two processes that train together do what one does with the same batch: this file is also their program."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nic.models import store
 from nic.models.codec import ImageCodec
-from nic.models.config import CONFIGS, ImageConfig, read_toml
+from nic.models.config import CONFIGS, ExtremeConfig, ImageConfig, read_toml
+from nic.models.extreme import ExtremeCodec
 from nic.models.training.data import Photos
 from nic.models.training.image import train
 
@@ -32,18 +36,24 @@ SMALL = ImageConfig(
 )
 
 
-def run(processes: int, photos: Path, folder: Path) -> tuple[Tensor, Tensor]:
-    """The loss and the gradient's norm at each step, means over the processes."""
-    folder.mkdir()
+def torchrun(processes: int, *program: object) -> str:
+    """What it prints."""
     launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*launcher, __file__, str(photos), str(folder)],
+        [*launcher, *map(str, program)],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(processes: int, photos: Path, folder: Path) -> tuple[Tensor, Tensor]:
+    """The loss and the gradient's norm at each step, means over the processes."""
+    folder.mkdir()
+    torchrun(processes, __file__, photos, folder)
     assert torch.load(folder / "last.pt", weights_only=True)["step"] == STEPS
     losses, norms = torch.tensor(
         [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
@@ -60,6 +70,20 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(photographs: 
     assert torch.allclose(one_norms[:2], two_norms[:2], rtol=1e-4)
     # Adam turns the rounding errors of gradients that are nearly zero into steps of full length.
     assert torch.allclose(one_losses, two_losses, rtol=3e-3)
+
+
+def test_one_of_two_processes_writes_the_files(photographs: Path, tmp_path: Path) -> None:
+    """Of the prior of indices, of which each batch takes one of six parts: the processes draw different ones."""
+    codec = ExtremeCodec(ExtremeConfig(16, 1, 32, 1, 8, 4, 16, 1, 30.0, 2.0))
+    codec.bases.vectors.normal_()
+    codec.bases.bits.fill_(4)
+    state = {"average": codec.state_dict(), "config": dataclasses.asdict(codec.config), "step": 1, "seconds": 1.0}
+    torch.save(state, tmp_path / "codec.pt")
+    command = ["--no-python", sys.executable, "-P", "-m", "nic", "train", "indices", tmp_path / "codec.pt"]
+    command += [tmp_path / "out.safetensors", "--data", photographs, "--workers", 1, "-o", tmp_path / "run"]
+    printed = torchrun(2, *command, "--minutes", 0.03)
+    assert re.findall(r"model id (\w+)", printed) == [store.load_extreme(tmp_path / "out.safetensors").id.hex()]
+    assert printed.count('"codewords": 8,') == 1
 
 
 def program(data: Path, folder: Path) -> None:

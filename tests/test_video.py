@@ -545,6 +545,20 @@ def test_network_of_a_clip() -> None:
             assert torch.equal(value, base[name])
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_network_is_fitted_in_bfloat16_only_where_that_is_fast(
+    fast: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    model = load_model(store.VIDEO, "cpu")
+    sample = Sample(torch.zeros(1, model.config.latent, 4, 4), torch.zeros(1, 3, 64, 64), 64, 64, torch.ones(1), 1.0)
+    seen: list[torch.dtype] = []
+    hook = model.synthesis.patch.register_forward_hook(lambda _conv, _inputs, output: seen.append(output.dtype))
+    fit(model.synthesis, [sample], {"patch.bias": 8}, 1.0, 1)
+    hook.remove()
+    assert seen == [dtype]
+
+
 def test_forged_network_is_refused() -> None:
     model = load_model(store.VIDEO, "cpu")
     count = len(list(model.synthesis.parameters()))

@@ -20,7 +20,7 @@ from nic.models.codec import ImageCodec, class_sigma
 from nic.models.config import ImageConfig
 from nic.models.prior import CLASSES, GROUP, QUALITY_LEVELS, UNIT, Prior
 from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Processes, read_checkpoint
+from nic.models.training.loop import device_of, read_checkpoint
 from nic.models.vq import ESCAPE_MAX, RATE_WEIGHT, TOTAL, Codebook, Codebooks
 
 __all__ = ["fit_codebooks", "fit_from_photos", "fit_weights", "gather", "utilisation"]
@@ -236,7 +236,7 @@ def fit_weights(
 ) -> Iterator[str]:
     """Turns a training checkpoint into a weight file; yields the lines of a report."""
     torch.manual_seed(0)
-    where = Processes(device).device
+    where = device_of(device)
     state, config = read_checkpoint(checkpoint, ImageConfig, where)
     model = ImageCodec(config).to(where, memory_format=torch.channels_last).eval()
     model.load_state_dict(state["average"])

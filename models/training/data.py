@@ -3,8 +3,10 @@
 import io
 import random
 import tarfile
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,11 @@ from torch.nn import functional as F
 
 from nic.errors import BadInput
 
-__all__ = ["SIDE", "Photos", "read_photos"]
+__all__ = ["SIDE", "Photos", "read_photos", "to_images"]
 
 SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 SIDE = 512  # larger pictures are cut to their upper left corner; a crop never needs more
+READ_AHEAD = 256  # files that are read before they are decoded
 
 
 def encoded_photos(sources: Sequence[Path], part: str) -> Iterator[tuple[str, bytes]]:
@@ -40,13 +43,18 @@ def wanted(path: Path, part: str) -> bool:
 
 
 def decode_square(file: tuple[str, bytes]) -> np.ndarray | None:
-    """A picture file's upper left SIDE x SIDE pixels, RGB; None where a side has fewer than 128. Raises BadInput."""
+    """A picture file's upper left SIDE x SIDE pixels, RGB; None where a side has fewer than 128. Raises BadInput.
+
+    None also for samples of 16 or 32 bits, which Pillow would cut to 255 instead of scaling.
+    """
     name, encoded = file
     try:
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+        image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith(("I", "F")):
+            return None
+        pixels = np.asarray(image.convert("RGB"))[:SIDE, :SIDE]
+    except Exception as error:  # on damaged files, decoders raise almost any
         raise BadInput(f"{name} cannot be read as a picture: remove it") from error
-    pixels = np.asarray(image)[:SIDE, :SIDE]
     return pixels if min(pixels.shape[:2]) >= 128 else None
 
 
@@ -55,10 +63,11 @@ def read_photos(sources: Sequence[Path], part: str = "train", workers: int = 2) 
 
     There may be none for validation. Raises BadInput for files that cannot be read, and without training pictures.
     """
+    files, photos = encoded_photos(sources, part), []
     try:
         with ProcessPoolExecutor(workers) as pool:
-            decoded = pool.map(decode_square, encoded_photos(sources, part), chunksize=16)
-            photos = [photo for photo in decoded if photo is not None]
+            while some := list(islice(files, READ_AHEAD)):
+                photos += [photo for photo in pool.map(decode_square, some, chunksize=8) if photo is not None]
     except (OSError, tarfile.TarError) as error:
         raise BadInput(f"cannot be read: {error}") from error
     if not photos and part == "train":
@@ -67,16 +76,23 @@ def read_photos(sources: Sequence[Path], part: str = "train", workers: int = 2) 
     return photos
 
 
+def to_images(photo: np.ndarray, device: torch.device) -> Tensor:
+    """A whole photograph [H, W, 3] uint8, cut to multiples of 64: [1, 3, h, w] in [0, 1], channels_last."""
+    height, width = (side // 64 * 64 for side in photo.shape[:2])
+    return torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+
+
 class Photos:
     """Random crops from photographs held in one tensor [N, SIDE, SIDE, 3] uint8 on ``device``."""
 
     def __init__(self, photos: list[np.ndarray], device: torch.device) -> None:
+        photos = sorted(photos, key=lambda photo: min(photo.shape[:2]))
+        self.shorter_sides = [min(photo.shape[:2]) for photo in photos]
         self.pixels = torch.zeros(len(photos), SIDE, SIDE, 3, dtype=torch.uint8, device=device)
         for index, photo in enumerate(photos):
             height, width = photo.shape[:2]
             self.pixels[index, :height, :width] = torch.from_numpy(photo)
         self.sizes = torch.tensor([photo.shape[:2] for photo in photos], device=device)
-        self.largest_crop = int(self.sizes.amin(dim=1).max())
         self.seed(0)
 
     def seed(self, seed: int) -> None:
@@ -87,11 +103,11 @@ class Photos:
     def crops(self, count: int, size: int) -> Tensor:
         """Random crops [count, 3, size, size] in [0, 1], channels_last, flipped, turned and half the time shrunk."""
         shrink = self.random.uniform(0.6, 1.4)  # above 1: not shrunk
-        window = max(size, min(round(size / shrink), self.largest_crop)) if shrink < 1 else size
-        if window > self.largest_crop:
+        window = max(size, min(round(size / shrink), self.shorter_sides[-1])) if shrink < 1 else size
+        first = bisect_left(self.shorter_sides, window)  # of those that hold the crop
+        if first == len(self.shorter_sides):
             raise BadInput(f"no picture to train on holds a crop of {size}x{size}: give larger ones")
-        fits = (self.sizes >= window).all(dim=1).nonzero()[:, 0]
-        chosen = fits[(self.uniform(count) * len(fits)).long()]
+        chosen = first + (self.uniform(count) * (len(self.shorter_sides) - first)).long()
         room = self.sizes[chosen] - window + 1
         corner = (self.uniform(count, 2) * room).long()
         rows, columns = (corner[:, axis, None] + torch.arange(window, device=room.device) for axis in (0, 1))

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nic.errors import BadInput
+from nic.errors import BadInput, UsageError
 from nic.models.bases import BASES, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
 from nic.models.training.adversary import LEARNING_RATE, Adversary
-from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit, read_checkpoint
+from nic.models.training.data import Photos, read_photos, to_images
+from nic.models.training.loop import Training, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start
+from nic.models.training.start import read_start, take_over
 from nic.models.transforms import Analysis, Synthesis
 
 __all__ = ["evaluate", "train"]
@@ -51,19 +51,17 @@ def train(
     bfloat16: bool = False,
     adversary_weight: float = 0.0,
 ) -> Path:
-    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
+    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
     perceptual: the folder of LPIPS's weights. start_from: the checkpoint of another run, or checkpoint or weight file
     of a fidelity codec with trunks of the same width and no more blocks. With synthesis_only, the former: its analysis
     stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision of the
     convolutions. adversary_weight: of the adversarial loss; with 0 there is none.
     """
-    processes = Processes(device)
-    where = processes.device
-    torch.manual_seed(options.seed)
-    run.mkdir(parents=True, exist_ok=True)
+    training = Training(run, minutes, options, device, bfloat16)
+    where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
-    validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
+    validation = read_photos(data, "val", workers)[:16] if training.first else []
     lpips = Lpips(perceptual).to(where)
 
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
@@ -96,16 +94,11 @@ def train(
             weight = rows * low * (high / low) ** torch.rand(options.batch, device=where)
         return model.loss(photos.crops(options.batch, options.crop), book, weight, lpips, adversary)
 
-    log = Log(run / "log.jsonl", processes.rank)
-    optimizers = optimizers_of(learning, options)
-    checkpoint = fit(
-        model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
-    )
+    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
     if validation:
         for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
-            log.write({"validation": row})
-    log.close()
-    processes.close()
+            training.write({"validation": row})
+    training.close()
     return checkpoint
 
 
@@ -119,19 +112,24 @@ def is_run(path: Path) -> bool:
 
 
 def start_from_run(model: ExtremeCodec, adversary: Adversary | None, path: Path) -> None:
-    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput."""
+    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput and UsageError."""
     state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
-    model.load_state_dict(state["average"])
+    take_over(model, state["average"], path)
     if adversary and "adversary" in state:
-        adversary.load_state_dict(state["adversary"])
+        take_over(adversary, state["adversary"], path)
 
 
 @torch.no_grad()
 def start_from_fidelity(model: ExtremeCodec, state: dict[str, Tensor], old: ImageConfig, photos: Photos) -> None:
     """Makes ``model`` the fidelity codec at its lowest quality, its latents projected and quantized.
 
-    New blocks start as the identity: after the old ones in the analysis, before them in the synthesis.
+    New blocks start as the identity: after the old ones in the analysis, before them in the synthesis. Raises
+    UsageError for a codec of other trunks, or with more deep blocks or fewer latents.
     """
+    new = model.config
+    same = (old.trunk, old.trunk_blocks, old.deep) == (new.trunk, new.trunk_blocks, new.deep)
+    if not same or old.deep_blocks > new.deep_blocks or old.latent < new.latent:
+        raise UsageError("the codec to start from has other trunks, more deep blocks or fewer latents than the config")
     donor = ImageCodec(old).to(photos.pixels.device, memory_format=torch.channels_last)
     donor.load_state_dict(state)
     analysis, synthesis = model.analysis, model.synthesis
@@ -202,7 +200,7 @@ def fit_bases(model: ExtremeCodec, photos: Photos) -> None:
     latents = [model.analysis(photos.crops(1, 256), quality).movedim(1, -1).flatten(0, 2) for _ in range(CROPS // 2)]
     left = torch.cat([x - codewords[nearest(x, codewords)] for x in latents])
     before = torch.zeros(len(left), dtype=torch.long, device=device)  # 1 after a vector, 0 after a mask
-    factors = torch.tensor([0.0, *(weight for weight in WEIGHTS for _ in range(VECTORS))], device=device)
+    factors = torch.tensor([0.0, *(factor for factor in WEIGHTS for _ in range(VECTORS))], device=device)
     for basis in range(BASES):
         vectors = k_means(left, VECTORS)[0] / WEIGHTS[1]
         bits = torch.where(factors > 0, math.log2(len(factors)), 1.0).expand(2, -1)  # else a short vector is the mask
@@ -260,8 +258,7 @@ def evaluate(model: ExtremeCodec, photos: list[np.ndarray], lpips: Lpips, books:
     for book in books:
         psnrs, distances = [], []
         for photo in photos:
-            height, width = (side // 64 * 64 for side in photo.shape[:2])
-            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_images(photo, device)
             images = model(pixels, torch.tensor([book], device=device))["images"].clamp(0, 1)
             psnrs.append(-10 * math.log10((images - pixels).square().mean().item()))
             distances.append(lpips(images, pixels).item())

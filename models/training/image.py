@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig, TrainConfig
-from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.data import Photos, read_photos, to_images
+from nic.models.training.loop import Training
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, widened
 from nic.models.transforms import QUALITY_INDICES
@@ -31,12 +31,11 @@ def evaluate(
     for quality in qualities:
         bpps, psnrs = [], []
         for photo in photos:
-            height, width = (side // 64 * 64 for side in photo.shape[:2])
-            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_images(photo, device)
             q = torch.full((1,), float(quality), device=device)
             out = model(pixels, q)
             mse = (out["images"].clamp(0, 1) - pixels).square().mean().item()
-            bpps.append((out["y_bits"] + out["z_bits"]).item() / (height * width))
+            bpps.append((out["y_bits"] + out["z_bits"]).item() / pixels[0, 0].numel())
             psnrs.append(-10 * math.log10(mse))
         rows.append({"quality": quality, "bpp": float(np.mean(bpps)), "psnr": float(np.mean(psnrs))})
     return rows
@@ -61,12 +60,10 @@ def train(
     fewer latents or blocks and other rates. With ``codebooks``, the synthesis learns from latents that are
     vector-quantized as in coding, not rounded. ``bfloat16`` is the precision of the transforms' convolutions.
     """
-    processes = Processes(device)
-    where = processes.device
-    torch.manual_seed(options.seed)  # the same initial weights everywhere
-    run.mkdir(parents=True, exist_ok=True)
+    training = Training(run, minutes, options, device, bfloat16)
+    where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
-    validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
+    validation = read_photos(data, "val", workers)[:16] if training.first else []
 
     model = ImageCodec(config).to(where, memory_format=torch.channels_last)
     model.start_from_dct()
@@ -79,11 +76,9 @@ def train(
         quality = torch.rand(options.batch, device=where) * (QUALITY_INDICES - 1)
         return model.loss(photos.crops(options.batch, options.crop), quality)
 
-    log = Log(run / "log.jsonl", processes.rank)
-    checkpoint = fit(model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16)
+    checkpoint = training.fit(model, optimizers, loss, photos.seed, config)
     if validation:
         for row in evaluate(model.eval(), validation):
-            log.write({"validation": row})
-    log.close()
-    processes.close()
+            training.write({"validation": row})
+    training.close()
     return checkpoint

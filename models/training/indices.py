@@ -21,8 +21,8 @@ from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, book
 from nic.models.indices import LOGIT_CLASSES, LOGIT_STEP, STEPS, IndexPrior, path_of, step_positions
 from nic.models.prior import UNIT
 from nic.models.training.codebook import to_frequencies
-from nic.models.training.data import SIDE, Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit, read_checkpoint
+from nic.models.training.data import SIDE, Photos, read_photos, to_images
+from nic.models.training.loop import Training, read_checkpoint
 from nic.models.transforms import QUALITY_INDICES, Analysis
 from nic.models.vq import TOTAL
 
@@ -59,11 +59,9 @@ def gather(
     """
     maps, chosen, side = [], [], SIDE // LATENT
     for photo in photos * passes:
-        height, width = (length // 64 * 64 for length in photo.shape[:2])
-        pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
         book = int(len(codewords) * torch.rand(1).sqrt())
         quality = torch.tensor([book * (QUALITY_INDICES - 1) / (len(codewords) - 1)], device=device)
-        latents = analysis(pixels.contiguous(memory_format=torch.channels_last), quality)
+        latents = analysis(to_images(photo, device), quality)
         indices = nearest(latents[0].flatten(1).T * UNIT, codewords[book]).view(latents.shape[2:])
         maps.append(F.pad(indices, (0, side - indices.shape[1], 0, side - indices.shape[0]), value=-1))
         chosen.append(book)
@@ -147,18 +145,18 @@ def train(
     workers: int = 2,
     note: str = "",
 ) -> bytes:
-    """Trains the prior of a checkpoint of ``nic train extreme``; writes the weight file and returns the model id."""
-    processes = Processes(device)
-    where = processes.device
-    torch.manual_seed(OPTIONS.seed)
-    run.mkdir(parents=True, exist_ok=True)
+    """Trains the prior of a checkpoint of ``nic train extreme``; writes the weight file and returns the model id.
+
+    Of several processes under ``torchrun``, the first does; the others return b"".
+    """
+    training = Training(run, minutes, OPTIONS, device)
+    where = training.device
     state, config = read_checkpoint(checkpoint, ExtremeConfig, where)
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.load_state_dict(state["average"])
     tables = Tables(model)
-    maps = gather(model.analysis, tables.books, read_photos(data, "train", workers), where)
-    photos = read_photos(data, "val", workers)
-    validation = gather(model.analysis, tables.books, photos, where) if photos else None
+    pictures = read_photos(data, "train", workers)
+    maps = gather(model.analysis, tables.books, pictures, where)
     prior = IndexPrior(config).to(where, memory_format=torch.channels_last)
     initialise(prior, tables, maps)
     generator = torch.Generator(where)
@@ -172,16 +170,15 @@ def train(
         ratio = bits.sum() / (positions * (maps.book[chosen] + BITS_MIN)).sum()
         return ratio, {"ratio": ratio}
 
-    log = Log(run / "log.jsonl", processes.rank)
-
-    def seed(number: int) -> None:
-        generator.manual_seed(number)
-
     optimizer = torch.optim.Adam(prior.parameters(), OPTIONS.learning_rate, fused=True)
-    fit(prior, [optimizer], loss, seed, config, OPTIONS, run, minutes, processes, log)
+    training.fit(prior, [optimizer], loss, generator.manual_seed, config)
+    training.close()
+    if not training.first:
+        return b""
     prior = prior.to_integer()
-    for row in evaluate(prior, tables, maps, validation) if validation else ():
-        log.write(row)
+    if validation := read_photos(data, "val", workers):
+        for row in evaluate(prior, tables, maps, gather(model.analysis, tables.books, validation, where)):
+            training.write(row)
     card: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "steps": state["step"],
@@ -190,11 +187,8 @@ def train(
         "codebook_use": round(utilisation(maps, books_of(config) - 1), 4),
         "note": note,
     }
-    frequencies = logit_tables(), count_bases(model, Photos(read_photos(data, "train", workers), where))
-    identity = store.save_extreme(model, prior, [t.cpu() for t in tables.books], frequencies, output, card)
-    log.close()
-    processes.close()
-    return identity
+    frequencies = logit_tables(), count_bases(model, Photos(pictures, where))
+    return store.save_extreme(model, prior, [book.cpu() for book in tables.books], frequencies, output, card)
 
 
 def logit_tables() -> np.ndarray:

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -22,29 +23,14 @@ from torch import Tensor, nn
 from nic.errors import BadInput, UsageError
 from nic.models.config import RefinerConfig, TrainConfig, TransformConfig
 
-__all__ = ["Log", "Processes", "fit", "read_checkpoint"]
+__all__ = ["Training", "device_of", "is_first", "read_checkpoint"]
+
+SAVE_EVERY = 120  # seconds from one checkpoint to the next
 
 Sizes = TypeVar("Sizes", bound=TransformConfig | RefinerConfig)
 
 # The loss of a new batch, and what the log shows: scalars, or vectors whose means count.
 Loss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
-
-
-class Processes:
-    """The processes that train together, one unless ``torchrun`` started more, and this one's device."""
-
-    def __init__(self, device: str) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("no CUDA device here; use --device cpu")
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if self.world > 1:
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device(device, local) if device == "cuda" else torch.device(device)
-
-    def close(self) -> None:
-        if self.world > 1:
-            dist.destroy_process_group()
 
 
 class Schedule:
@@ -63,6 +49,9 @@ class Schedule:
         """Looks at the clock; several processes average their gradients, and their clocks with them."""
         self.spent = time.monotonic() - self.start
         if world > 1:
+            for parameter in parameters:
+                if parameter.grad is None:  # of what this process's batch did not need, but maybe another's
+                    parameter.grad = torch.zeros_like(parameter)
             gradients = [parameter.grad.flatten() for parameter in parameters]  # type: ignore[union-attr]
             flat = torch.cat([*gradients, gradients[0].new_tensor([self.spent])])
             dist.all_reduce(flat)
@@ -94,76 +83,164 @@ class Average:
         torch._foreach_lerp_(list(self.values.values()), [state[name] for name in self.values], 1 - decay)
 
 
-def fit(
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    loss_of: Loss,
-    seed_data: Callable[[int], None],
-    config: TransformConfig | RefinerConfig,
-    options: TrainConfig,
-    run: Path,
-    minutes: float,
-    processes: Processes,
-    log: "Log",
-    bfloat16: bool = False,
-    adversary: nn.Module | None = None,
-) -> Path:
-    """Trains ``model`` for ``minutes`` of wall-clock; in the end it has its averaged weights. Returns the checkpoint.
+@dataclass
+class State:
+    """What a checkpoint holds, beside the config."""
 
-    The learning rate of the options follows the schedule; a parameter group of an optimizer takes ``factor`` times it.
+    model: nn.Module
+    adversary: nn.Module | None
+    optimizers: list[torch.optim.Optimizer]
+    average: Average
+    step: int = 0
+    seconds: float = 0.0
 
-    ``run`` gets config.json and last.pt; an unfinished run found there is resumed. seed_data: starts another sequence
-    of batches. bfloat16: the precision of convolutions. adversary: learns too, is saved, but neither averaged nor kept.
-    """
-    device = processes.device
-    learning = nn.ModuleList([model, adversary] if adversary else [model])
-    parameters = [parameter for parameter in learning.parameters() if parameter.requires_grad]
-    average, step, spent = Average(model, options.ema), 0, 0.0
-    checkpoint = run / "last.pt"
-    if checkpoint.exists():
-        state, found = read_checkpoint(checkpoint, type(config), device)
+    def save(self, path: Path, config: TransformConfig | RefinerConfig) -> None:
+        """Writes a checkpoint as a whole."""
+        saved: dict[str, Any] = {"model": self.model.state_dict(), "average": self.average.values}
+        if self.adversary:
+            saved["adversary"] = self.adversary.state_dict()
+        saved["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        saved |= {"step": self.step, "seconds": self.seconds, "config": dataclasses.asdict(config)}
+        partial = path.with_suffix(".partial")
+        torch.save(saved, partial)
+        partial.replace(path)
+
+    def load(self, path: Path, config: TransformConfig | RefinerConfig, device: torch.device) -> None:
+        """Goes on from a checkpoint; raises UsageError for one of another config, or of a run with other options."""
+        saved, found = read_checkpoint(path, type(config), device)
         if found != config:
-            raise UsageError(f"{run} holds a run of another config: name another folder")
-        model.load_state_dict(state["model"])
-        if adversary:
-            adversary.load_state_dict(state["adversary"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        average.values, step, spent = state["average"], state["step"], state["seconds"]
-    (run / "config.json").write_text(json.dumps({"model": vars(config), "train": vars(options)}, indent=1))
+            raise UsageError(f"{path.parent} holds a run of another config: name another folder")
+        if bool(self.adversary) != ("adversary" in saved):
+            raise UsageError(f"{path.parent} holds a run of other options: name another folder")
+        try:
+            self.model.load_state_dict(saved["model"])
+            if self.adversary:
+                self.adversary.load_state_dict(saved["adversary"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except ValueError as error:  # other parameters were learning
+            raise UsageError(f"{path.parent} holds a run of other options: name another folder") from error
+        self.average.values, self.step, self.seconds = saved["average"], saved["step"], saved["seconds"]
 
-    seed = options.seed + step + 1_000_000 * processes.rank  # others in each process and after resuming
-    seed_data(seed)
-    torch.manual_seed(seed)
-    schedule = Schedule(minutes, options.warmup_steps, spent)
-    saved = time.monotonic()
-    while not schedule.done:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss, parts = loss_of()
-        loss.backward()
-        schedule.tick(parameters, processes.world)
-        norm = nn.utils.clip_grad_norm_(parameters, options.clip, foreach=True)
-        if torch.isfinite(norm):
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * group.get("factor", 1.0) * schedule.factor(step)
-                optimizer.step()
-            average.update(model, step)
-        else:
-            log.skipped(step)
-        for parameter in parameters:
-            parameter.grad = None
-        step += 1
-        log.add(step, {"loss": loss, **parts, "norm": norm}, options.batch * processes.world, schedule)
-        if processes.rank == 0 and (schedule.done or time.monotonic() - saved > 120):
-            save(checkpoint, model, adversary, optimizers, average, step, schedule.spent, config)
-            saved = time.monotonic()
-    model.load_state_dict(average.values)
-    return checkpoint
+
+class Training:
+    """A run of training: its folder, its minutes, its device, and the processes that train together.
+
+    There is one process unless ``torchrun`` started more. The ``first`` of them writes the files; all see the folder.
+    """
+
+    def __init__(
+        self, folder: Path, minutes: float, options: TrainConfig, device: str = "cpu", bfloat16: bool = False
+    ) -> None:
+        """bfloat16: the precision of convolutions, instead of float32."""
+        self.device = device_of(device)
+        self.folder, self.minutes, self.options, self.bfloat16 = folder, minutes, options, bfloat16
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = is_first()
+        if self.world > 1:
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        torch.manual_seed(options.seed)  # the same initial weights everywhere
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def fit(
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        loss_of: Loss,
+        seed_data: Callable[[int], object],
+        config: TransformConfig | RefinerConfig,
+        adversary: nn.Module | None = None,
+    ) -> Path:
+        """Trains ``model`` until the minutes are over; in the end it has its averaged weights. Returns the checkpoint.
+
+        The learning rate of the options follows the schedule; a parameter group of an optimizer takes ``factor`` times
+        it. The folder gets config.json, log.jsonl and last.pt; an unfinished run found there is resumed.
+        seed_data: starts another sequence of batches. adversary: learns too, is saved, but neither averaged nor kept.
+        """
+        options, checkpoint = self.options, self.folder / "last.pt"
+        learning = nn.ModuleList([model, adversary] if adversary else [model])
+        parameters = [parameter for parameter in learning.parameters() if parameter.requires_grad]
+        if self.world > 1:
+            share(learning)
+        state = State(model, adversary, optimizers, Average(model, options.ema))
+        if checkpoint.exists():
+            state.load(checkpoint, config, self.device)
+        if self.first:
+            text = json.dumps({"model": vars(config), "train": vars(options)}, indent=1)
+            (self.folder / "config.json").write_text(text)
+        seed = options.seed + state.step + 1_000_000 * self.rank  # others in each process and after resuming
+        seed_data(seed)
+        torch.manual_seed(seed)
+        schedule, log = Schedule(self.minutes, options.warmup_steps, state.seconds), Log(self.write)
+        saved = time.monotonic()
+        while not schedule.done:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss, parts = loss_of()
+            loss.backward()
+            schedule.tick(parameters, self.world)
+            norm = nn.utils.clip_grad_norm_(parameters, options.clip, foreach=True)
+            if torch.isfinite(norm):
+                update(optimizers, options.learning_rate * schedule.factor(state.step))
+                state.average.update(model, state.step)
+            else:
+                self.write({"step": state.step, "skipped": "gradient not finite"})
+            for parameter in parameters:
+                parameter.grad = None
+            state.step, state.seconds = state.step + 1, schedule.spent
+            log.add(state, {"loss": loss, **parts, "norm": norm}, options.batch * self.world)
+            if self.first and (schedule.done or time.monotonic() - saved > SAVE_EVERY):
+                state.save(checkpoint, config)
+                saved = time.monotonic()
+        model.load_state_dict(state.average.values)
+        return checkpoint
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a line to log.jsonl and prints it, in the first process."""
+        if self.first:
+            line = json.dumps(row)
+            with (self.folder / "log.jsonl").open("a") as file:
+                print(line, file=file)
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files: the only one, or ``torchrun``'s first."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def device_of(name: str) -> torch.device:
+    """The device "cpu" or "cuda", of several GPUs the one of this process; raises UsageError if there is none."""
+    if name != "cuda":
+        return torch.device(name)
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    if number >= torch.cuda.device_count():
+        raise UsageError("no CUDA device here; use --device cpu" if number == 0 else f"no CUDA device {number} here")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def share(module: nn.Module) -> None:
+    """Gives all processes the first one's weights; those that each has made of data may differ in their last bits."""
+    values = list(module.state_dict().values())
+    flat = torch.cat([value.flatten() for value in values])
+    dist.broadcast(flat, 0)
+    for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
+        value.copy_(part.view_as(value))
+
+
+def update(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("factor", 1.0)
+        optimizer.step()
 
 
 def read_checkpoint(path: Path, sizes: type[Sizes], device: torch.device | str = "cpu") -> tuple[dict[str, Any], Sizes]:
-    """What ``fit`` has saved, and the config of it; raises BadInput for any other file, or one of another codec."""
+    """What ``Training.fit`` has saved, and its config; raises BadInput for any other file, or one of another codec."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         return state, sizes(**state["config"])
@@ -171,37 +248,18 @@ def read_checkpoint(path: Path, sizes: type[Sizes], device: torch.device | str =
         raise BadInput(f"{path} is no checkpoint of the nic train command that is needed here") from error
 
 
-def save(
-    path: Path,
-    model: nn.Module,
-    adversary: nn.Module | None,
-    optimizers: list[torch.optim.Optimizer],
-    average: Average,
-    step: int,
-    seconds: float,
-    config: TransformConfig | RefinerConfig,
-) -> None:
-    partial = path.with_suffix(".partial")
-    state: dict[str, Any] = {"model": model.state_dict(), "average": average.values}
-    if adversary:
-        state["adversary"] = adversary.state_dict()
-    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save(state | {"step": step, "seconds": seconds, "config": dataclasses.asdict(config)}, partial)
-    partial.replace(path)
-
-
 class Log:
-    """One JSON line every 100 steps: the means of what is added, MSE as PSNR, and crops a second."""
+    """A row every 100 steps: the means of what is added, MSE as PSNR, and crops a second."""
 
     EVERY = 100
 
-    def __init__(self, path: Path, rank: int) -> None:
-        self.file = path.open("a") if rank == 0 else None
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self.write = write
         self.rows: list[Tensor] = []
         self.since = time.monotonic()
 
-    def add(self, step: int, parts: dict[str, Tensor], samples: int, schedule: Schedule) -> None:
-        """``parts``: as in Loss."""
+    def add(self, state: State, parts: dict[str, Tensor], samples: int) -> None:
+        """``parts``: as in Loss; they stay on their device until they are written."""
         values = {name: value.detach() for name, value in parts.items()}
         if "mse" in values:
             values["psnr"] = -10 * torch.log10(values.pop("mse").clamp(min=1e-10))
@@ -212,17 +270,5 @@ class Log:
         now = time.monotonic()
         row = dict(zip(values, (round(x, 4) for x in means), strict=True))
         speed = round(samples * self.EVERY / (now - self.since), 1)
-        self.write({"step": step, "minutes": round(schedule.spent / 60, 2), **row, "crops_per_s": speed})
+        self.write({"step": state.step, "minutes": round(state.seconds / 60, 2), **row, "crops_per_s": speed})
         self.rows, self.since = [], now
-
-    def skipped(self, step: int) -> None:
-        self.write({"step": step, "skipped": "gradient not finite"})
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self.file:
-            print(json.dumps(row), file=self.file, flush=True)
-            print(json.dumps(row), flush=True)

@@ -5,6 +5,7 @@ are not part of nic: torchvision's AlexNet and the linear heads of the package l
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,14 @@ class Lpips(nn.Module):
     def __init__(self, folder: Path) -> None:
         """``folder``: alexnet*.pth (torchvision's names) and lpips/alex.pth, at any depth; BadInput if not."""
         super().__init__()
-        features, heads = (read(folder, pattern) for pattern in ("alexnet*.pth", "lpips/alex.pth"))
-        for number, layer in enumerate(LAYERS):
-            weight = features[f"features.{layer[0]}.weight"].contiguous(memory_format=torch.channels_last)
+        convolutions = [f"features.{layer[0]}" for layer in LAYERS]
+        wanted = [f"{name}.{kind}" for name in convolutions for kind in ("weight", "bias")]
+        features = read(folder, "alexnet*.pth", wanted)
+        heads = read(folder, "lpips/alex.pth", [f"lin{number}.model.1.weight" for number in range(len(LAYERS))])
+        for number, name in enumerate(convolutions):
+            weight = features[f"{name}.weight"].contiguous(memory_format=torch.channels_last)
             self.register_buffer(f"weight{number}", weight)
-            self.register_buffer(f"bias{number}", features[f"features.{layer[0]}.bias"])
+            self.register_buffer(f"bias{number}", features[f"{name}.bias"])
             self.register_buffer(f"head{number}", heads[f"lin{number}.model.1.weight"].flatten())
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
@@ -63,9 +67,13 @@ def unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
 
 
-def read(folder: Path, pattern: str) -> dict[str, Tensor]:
+def read(folder: Path, pattern: str, names: list[str]) -> dict[str, Tensor]:
+    """Tensors of the first file of a pattern, in float32; raises BadInput if there is none, or it lacks some."""
     found = sorted(folder.rglob(pattern))
     if not found:
         raise BadInput(f"no {pattern} in {folder}")
-    state = torch.load(found[0], map_location="cpu", weights_only=True)
-    return {name: value.float() for name, value in state.items()}
+    try:
+        state = torch.load(found[0], map_location="cpu", weights_only=True)
+        return {name: state[name].float() for name in names}
+    except (EOFError, KeyError, RuntimeError, UnpicklingError) as error:
+        raise BadInput(f"{found[0]} does not hold the weights that LPIPS needs") from error

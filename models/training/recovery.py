@@ -14,7 +14,7 @@ from nic.models.prior import UNIT
 from nic.models.recovery import WINDOW, Recovery
 from nic.models.training.data import read_photos
 from nic.models.training.indices import IndexMaps, gather
-from nic.models.training.loop import Log, Processes, fit
+from nic.models.training.loop import Training
 
 __all__ = ["lose", "train"]
 
@@ -33,7 +33,7 @@ def lose(count: int, device: torch.device) -> Tensor:
     return known
 
 
-def batches(maps: IndexMaps, book: int, count: int, generator: torch.Generator) -> Tensor:
+def random_windows(maps: IndexMaps, book: int, count: int, generator: torch.Generator) -> Tensor:
     """Windows [count, WINDOW, WINDOW] of photographs' indices, all of one codebook."""
     device = maps.indices.device
     rows = (maps.book == book).nonzero()[:, 0]
@@ -51,10 +51,8 @@ def train(
     weights: Path, data: Sequence[Path], run: Path, minutes: float, device: str = "cpu", workers: int = 2
 ) -> None:
     """Trains the recovery of a weight file, and writes it into that file; its model id stays."""
-    processes = Processes(device)
-    where = processes.device
-    torch.manual_seed(OPTIONS.seed)
-    run.mkdir(parents=True, exist_ok=True)
+    training = Training(run, minutes, OPTIONS, device)
+    where = training.device
     model = store.load_extreme(weights, str(where))
     maps = gather(model.analysis, model.codewords, read_photos(data, "train", workers), where, passes=1)
     codewords = [book / UNIT for book in model.codewords]
@@ -63,7 +61,7 @@ def train(
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         book = int(maps.book[torch.randint(len(maps.book), (1,), generator=generator, device=where)])
-        indices = batches(maps, book, OPTIONS.batch, generator)
+        indices = random_windows(maps, book, OPTIONS.batch, generator)
         known, inside = lose(OPTIONS.batch, where), indices >= 0
         latents = codewords[book][indices.clamp(min=0)].movedim(-1, 1)
         lost = ~known & inside
@@ -71,12 +69,8 @@ def train(
         bits = F.cross_entropy(logits, indices[lost]) if lost.any() else logits.sum()
         return bits / (book + BITS_MIN), {"bits": bits}
 
-    def seed(number: int) -> None:
-        generator.manual_seed(number)
-
-    log = Log(run / "log.jsonl", processes.rank)
     optimizer = torch.optim.Adam(recovery.parameters(), OPTIONS.learning_rate, fused=True)
-    fit(recovery, [optimizer], loss, seed, model.config, OPTIONS, run, minutes, processes, log)
-    log.close()
-    processes.close()
-    store.add_recovery(weights, recovery)
+    training.fit(recovery, [optimizer], loss, generator.manual_seed, model.config)
+    if training.first:
+        store.add_recovery(weights, recovery)
+    training.close()

@@ -17,11 +17,11 @@ from nic.models.extreme import GRID, book_quality, nearest
 from nic.models.prior import UNIT
 from nic.models.refiner import NOISE, Refiner, euler
 from nic.models.training.adversary import LEARNING_RATE, Adversary
-from nic.models.training.data import Photos, read_photos
-from nic.models.training.loop import Log, Processes, fit, read_checkpoint
+from nic.models.training.data import Photos, read_photos, to_images
+from nic.models.training.loop import Training, is_first, read_checkpoint
 from nic.models.training.perceptual import Lpips
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start
+from nic.models.training.start import read_start, take_over
 from nic.models.transforms import QUALITY_INDICES
 
 __all__ = ["Coder", "evaluate", "export", "train"]
@@ -85,26 +85,24 @@ def train(
     bfloat16: bool = False,
     adversary_weight: float = 0.0,
 ) -> Path:
-    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``loop.fit``.
+    """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
     perceptual: the folder of LPIPS's weights. codecs: weight files of the fidelity and of the extreme mode.
     start_from: a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the precision of convolutions.
     adversary_weight: of the adversarial loss; with 0 there is none.
     """
-    processes = Processes(device)
-    where = processes.device
-    torch.manual_seed(options.seed)
-    run.mkdir(parents=True, exist_ok=True)
+    training = Training(run, minutes, options, device, bfloat16)
+    where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
-    validation = read_photos(data, "val", workers)[:16] if processes.rank == 0 else []
+    validation = read_photos(data, "val", workers)[:16] if training.first else []
     lpips, coder = Lpips(perceptual).to(where), Coder(*codecs, where)
     model = Refiner(config).to(where, memory_format=torch.channels_last)
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
     if start_from:
         earlier, _ = read_checkpoint(start_from, RefinerConfig, where)
-        model.load_state_dict(earlier["average"])
+        take_over(model, earlier["average"], start_from)
         if adversary and "adversary" in earlier:
-            adversary.load_state_dict(earlier["adversary"])
+            take_over(adversary, earlier["adversary"], start_from)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         originals = photos.crops(options.batch, options.crop)
@@ -124,16 +122,11 @@ def train(
         return total, parts
 
     learning = [(model, 1.0), (adversary, LEARNING_RATE)] if adversary else [(model, 1.0)]
-    optimizers = optimizers_of(learning, options)
-    log = Log(run / "log.jsonl", processes.rank)
-    checkpoint = fit(
-        model, optimizers, loss, photos.seed, config, options, run, minutes, processes, log, bfloat16, adversary
-    )
+    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
     if validation:
         for row in evaluate(model.eval(), coder, validation, lpips):
-            log.write({"validation": row})
-    log.close()
-    processes.close()
+            training.write({"validation": row})
+    training.close()
     return checkpoint
 
 
@@ -145,7 +138,12 @@ def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
 
 
 def export(checkpoint: Path, path: Path, card: dict[str, Any]) -> bytes:
-    """Writes the averaged weights of a checkpoint as a weight file and returns the model id."""
+    """Writes the averaged weights of a checkpoint as a weight file and returns the model id.
+
+    Of several processes under ``torchrun``, the first does; the others return b"".
+    """
+    if not is_first():
+        return b""
     state, config = read_checkpoint(checkpoint, RefinerConfig)
     model = Refiner(config)
     model.load_state_dict(state["average"])
@@ -172,8 +170,7 @@ def evaluate(
     for quality, extreme in [(4.0, False), (12.0, False), (24.0, False), (49.0, True)]:
         values: dict[int, list[tuple[float, float]]] = {steps: [] for steps in all_steps}
         for photo in photos:
-            height, width = (side // 64 * 64 for side in photo.shape[:2])
-            pixels = torch.from_numpy(photo[None, :height, :width]).to(device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_images(photo, device)
             q, mode = torch.tensor([quality], device=device), torch.tensor([extreme], device=device)
             decoded = coder.decoded(pixels, q, mode)
             for steps in all_steps:

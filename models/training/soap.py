@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv 2409.11321), for 1x1 convolutions.
 
 Nearly all weights of the codecs are 1x1 convolutions, that is matrices of at most some hundred rows, so their
-eigenbases cost little. Measured in docs/training-log.md: half of Adam's steps to the same loss.
+eigenbases cost little. Measured in docs/decisions.md: half of Adam's steps to the same figures.
 """
 
 from typing import Any
@@ -61,12 +61,12 @@ class Soap(torch.optim.Optimizer):
                 if update is not None:
                     torch._foreach_add_([p.flatten(1) for p in members], list(update), alpha=-group["lr"])
 
-    def update(self, state: dict[str, Tensor], gradient: Tensor, decay: float, renew: int, turn: int) -> Tensor | None:
+    def update(self, state: dict[str, Any], gradient: Tensor, decay: float, renew: int, turn: int) -> Tensor | None:
         """The direction [n, O, I] to go against, None at the first step; shapes take ``turn`` in renewing bases."""
         rows, columns = gradient.shape[1:]
         sides = [side for side, size in (("rows", rows), ("columns", columns)) if size == min(rows, columns)]
         if not state:
-            state |= {"step": torch.zeros(()), "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
+            state |= {"step": 0, "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
             for side in sides:
                 state[side] = covariance(gradient, side)
                 state[f"{side}_basis"] = torch.linalg.eigh(state[side])[1].flip(2)
@@ -75,12 +75,12 @@ class Soap(torch.optim.Optimizer):
         state["mean"].lerp_(gradient, 1 - decay)
         rotated, mean = (rotate(x, state) for x in (gradient, state["mean"]))
         state["square"].lerp_(rotated.square(), 1 - decay)
-        correction = 1 - decay ** float(state["step"])
+        correction = 1 - decay ** state["step"]
         update = mean / correction / ((state["square"] / correction).sqrt() + EPSILON)
         update = rotate(update, state, back=True)
         for side in sides:
             state[side].lerp_(covariance(gradient, side), 1 - decay)
-            if (int(state["step"]) + turn) % renew == 0:
+            if (state["step"] + turn) % renew == 0:
                 renew_basis(state, side)
         return update
 

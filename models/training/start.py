@@ -1,5 +1,6 @@
 """What a training run starts from: another run, shipped weights, or a smaller codec's."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -8,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nic.errors import BadInput
+from nic.errors import BadInput, UsageError
 from nic.models import store
 from nic.models.config import ImageConfig
 from nic.models.prior import GROUP, UNIT, QualityTable
 from nic.models.training.loop import read_checkpoint
 
-__all__ = ["read_start", "widened"]
+__all__ = ["read_start", "take_over", "widened"]
 
 NEW_ROWS = 0.1  # what new latents keep of their random weights, so that they start with few bits
+GROWING = ("latent", "trunk_blocks", "deep_blocks", "prior_blocks")  # in which a codec may start from a smaller one
 LAST_LAYERS = ("leave", "contract")  # of the residual branches of blocks
 NEW_SCALE = -2.0  # and what the context predicts of their scale: 16 classes below the middle, a deviation of 0.25
 
@@ -54,13 +56,18 @@ def to_float(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: ImageConfig) -> dict[str, Tensor]:
-    """The state of ``model`` (config ``new``) that computes what ``state`` (config ``old``) does.
+    """The state of ``model`` (config ``new``), on its device, that computes what ``state`` (config ``old``) does.
 
     Every chunk of channels gets its share of the new latents, behind its old ones; the synthesis and the context
     start by ignoring them. Blocks that the old codec lacks start as the identity. Tables over quality are resampled to
-    the new trade-offs, and continued in a straight line beyond the old ones. The configs may differ in ``latent``,
-    ``lambda_min``, ``lambda_max`` and in numbers of blocks only.
+    the new trade-offs, and continued in a straight line beyond the old ones. Raises UsageError for configs that differ
+    in anything else.
     """
+    free = {name: getattr(new, name) for name in (*GROWING, "lambda_min", "lambda_max")}
+    if dataclasses.replace(old, **free) != new or any(getattr(old, name) > getattr(new, name) for name in GROWING):
+        raise UsageError(
+            "the codec to start from has other sizes than the config: it may only have fewer latents or blocks"
+        )
     latents = chunkwise(old.latent, new.latent)
     groups = chunkwise(old.latent // GROUP, new.latent // GROUP)
     width = torch.arange(old.prior)
@@ -74,19 +81,27 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
         if name not in state:
             result[name] = torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
             continue
-        value = state[name]
+        value = state[name].to(fresh.device)
         if name.endswith("knots"):
             value = resampled(value, old, new)
         fresh = fresh.clone()
         axes = [axis for axis in range(value.ndim) if value.shape[axis] != fresh.shape[axis]]
         for axis in axes:
-            place = places[value.shape[axis]].to(value.device)
+            place = places[value.shape[axis]].to(fresh.device)
             fresh = fresh * NEW_ROWS if axis == 0 else torch.zeros_like(fresh)
             if name.startswith("prior.head") and name.endswith("bias"):
                 fresh[new.latent :] = NEW_SCALE
             value = fresh.index_copy(axis, place, value)
         result[name] = value
     return result
+
+
+def take_over(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Loads the weights that a checkpoint has for a module; raises UsageError where their sizes are others."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"{path} is of another config than this run") from error
 
 
 def chunkwise(old: int, new: int) -> Tensor:

@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 
 from nic.bench.codecs import NAMES
 from nic.bench.metrics import METRICS
+from nic.bench.results import Row
 
 __all__ = ["INK", "PAPER", "draw", "overview"]
 
-Row = dict[str, Any]
 Key = tuple[str, str]  # kind and codec
 
 INK = "#1b1b1b"  # not black, which matplotlib leaves out of an SVG: report.py looks for it

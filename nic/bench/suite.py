@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,7 +45,7 @@ class Options:
 def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[str], None]) -> Results:
     """Measures what ``folder`` does not hold yet, and writes every result file into it.
 
-    ``say`` gets one line for everything that is left out. Raises BadInput where nothing is left to measure,
+    ``say`` gets one line for everything that is left out. Raises BadInput where nothing is left, or could be measured,
     UsageError for unknown codecs or metrics, OutputExists where the folder cannot be written.
     """
     labels, skipped = available_codecs(options.codecs)
@@ -67,6 +67,8 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
         raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
     plan = measure.Plan(names, options.targets, options.weights, folder, options.quick)
     points = measure_points(sources, list(labels), plan, options.jobs, failed, say)
+    if not points:
+        raise BadInput("nothing is measured: every codec failed on every picture")
     rows = curves.means(points, labels)
     if options.published or (options.published is None and is_kodak(sources)):
         rows += curves.published()
@@ -184,8 +186,16 @@ def provenance(sources: list[measure.Source], options: Options) -> dict[str, str
         "pictures": f"{len(sources)} pictures" + f" cut to {measure.QUICK_SIDE} pixels a side" * options.quick,
         "machine": machine(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "pillow", "bjontegaard", "pytorch-msssim")},
+        **{name: installed(name) for name in ("torch", "numpy", "pillow", "bjontegaard", "pytorch-msssim")},
     }
+
+
+def installed(package: str) -> str:
+    """Its version, or "" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def commit() -> str:

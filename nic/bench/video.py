@@ -21,7 +21,7 @@ import nic
 from nic import video
 from nic.bench.codecs import SCALE, ffmpeg_program
 from nic.bench.measure import read_rows, write_csv
-from nic.bench.metrics import Meter
+from nic.bench.metrics import Meter, missing
 from nic.bench.results import Row
 from nic.bench.suite import machine
 from nic.errors import BadInput, OutputExists
@@ -124,45 +124,57 @@ def bench(
 ) -> list[Row]:
     """Measures every codec on every video; writes points.csv and table.md into ``folder``, and returns the points.
 
-    Points that points.csv holds already, of the same frames and version, are kept. ``say`` gets a line a point.
-    Raises BadInput, codecs.Missing, and OutputExists where the folder cannot be written.
+    Points that points.csv holds already are kept, but measured again for another version of a codec, or if they lack a
+    metric. ``say`` gets a line a point, and one for each metric that is left out. Raises BadInput, UsageError where a
+    video has no such frames, codecs.Missing, and OutputExists where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
-    points = read_rows(folder / "points.csv")
-    meter = Meter(METRIC_NAMES, weights)
+    points = {key(row): row for row in read_rows(folder / "points.csv")}
+    lacking = missing(METRIC_NAMES, weights)
+    for name, why in lacking.items():
+        say(f"{name} is left out: {why}")
+    meter = Meter([name for name in METRIC_NAMES if name not in lacking], weights)
     for path in paths:
         source = Source.open(str(path), *frames)
         originals = list(source.frames())
         for name in names:
             codec = CODECS[name](effort)
             for setting in codec.settings:
-                head: Row = {"video": path.name, "frames": len(originals), "codec": name, "setting": float(setting)}
-                head |= {"version": codec.version}
-                if any(all(str(row[key]) == str(value) for key, value in head.items()) for row in points):
+                row: Row = {"video": path.name, "frames": len(originals), "codec": name, "setting": float(setting)}
+                place, known = key(row), points.get(key(row), {})
+                if known.get("version") == codec.version and all(
+                    known.get(metric) is not None for metric in meter.names
+                ):
                     continue
                 size, decoded, encoding, decoding = codec.run(source, originals, setting)
                 pixels = source.width * source.height * len(originals)
-                row = head | {"label": codec.label, "bytes": size, "bpp": round(8 * size / pixels, 6)}
+                row |= {"version": codec.version, "label": codec.label}
+                row |= {"bytes": size, "bpp": round(8 * size / pixels, 6)}
                 row |= measure(meter, originals, decoded)
                 row |= {"encode_s": round(encoding, 2), "decode_s": round(decoding, 3)}
-                points.append(row | {"machine": machine(), "date": date.today().isoformat()})
-                write_csv(folder / "points.csv", points)
+                points[place] = row | {"machine": machine(), "date": date.today().isoformat()}
+                write_csv(folder / "points.csv", list(points.values()))
                 result = f"{row['bpp']:.4f} bpp  {row['psnr']:.2f} dB  {encoding:.1f} s"
                 say(f"{path.name}  {codec.label}  {setting:g}  {result}")
-    (folder / TABLE).write_text(table(points))
-    return points
+    rows = list(points.values())
+    (folder / TABLE).write_text(table(rows))
+    return rows
 
 
-def measure(meter: Meter, originals: list[np.ndarray], decoded: list[np.ndarray]) -> dict[str, float]:
-    """PSNR, mean over all frames; the other metrics over FRAMES_MEASURED of them."""
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("video", "frames", "codec", "setting"))
+
+
+def measure(meter: Meter, originals: list[np.ndarray], decoded: list[np.ndarray]) -> Row:
+    """PSNR, mean over all frames; the other metrics over FRAMES_MEASURED of them, None for those of no meter."""
     chosen = {round(i) for i in np.linspace(0, len(originals) - 1, FRAMES_MEASURED)}
     rows = [meter.measure(Image.fromarray(originals[i]), Image.fromarray(decoded[i])) for i in sorted(chosen)]
-    values = {name: float(np.mean([row[name] for row in rows])) for name in METRIC_NAMES}
+    values = {name: float(np.mean([row[name] for row in rows])) for name in meter.names}
     values["psnr"] = float(np.mean([video.psnr(a, b) for a, b in zip(originals, decoded, strict=True)]))
-    return {name: round(value, 5) for name, value in values.items()}
+    return dict.fromkeys(METRIC_NAMES) | {name: round(value, 5) for name, value in values.items()}
 
 
 def table(points: Sequence[Row]) -> str:

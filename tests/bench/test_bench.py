@@ -18,6 +18,7 @@ for package in ("bjontegaard", "imageio_ffmpeg", "jinja2", "lpips", "matplotlib"
 
 from nic.bench import codecs, measure, metrics, suite  # noqa: E402
 from nic.cli.main import cli  # noqa: E402
+from nic.errors import BadInput  # noqa: E402
 
 FILES = {"points.csv", "curves.csv", "bd.csv", "rates.csv", "macs.csv", "results.json", "table.md", "report.html"}
 FILES |= {"rd.png", "rd.svg", "rd_psnr.png", "rd_psnr.svg", "rd_ms_ssim.png", "crops"}
@@ -103,8 +104,6 @@ def test_a_second_run_measures_only_what_is_new(
 ) -> None:
     _, folder = report
     before = read(folder / "points.csv")
-    one = folder / "one"
-    one.mkdir()
     known = measure.read_points(folder / "points.csv")
     source = measure.read_source(photos / "coffee.png", "coffee.png", quick=False)
     plan = measure.Plan(("psnr", "ms_ssim"), (0.25,), None, folder, False)
@@ -160,3 +159,19 @@ def test_metrics_that_are_missing_are_told(photos: Path, tmp_path: Path, monkeyp
     assert lines == ["lpips is left out: pip install lpips"]
     assert results.skipped == {"lpips": "pip install lpips"}
     assert all(row["psnr"] and row["lpips"] is None for row in results.points)
+
+
+def test_every_codec_fails(photos: Path, tmp_path: Path) -> None:
+    """On a picture that is gone when it is measured."""
+    source = photos / "astronaut.png"
+    (tmp_path / "gone.png").write_bytes(source.read_bytes())
+    options = suite.Options(("jpeg",), ("psnr",), None, (), 1, 0, False, False)
+    with pytest.MonkeyPatch.context() as patch:
+        measure_points = suite.measure_points
+        patch.setattr(suite, "measure_points", lambda *a: ((tmp_path / "gone.png").unlink(), measure_points(*a))[1])
+        with pytest.raises(BadInput, match="every codec failed"):
+            suite.run([tmp_path / "gone.png"], tmp_path / "report", options, lambda line: None)
+
+
+def test_versions_of_packages_that_are_missing() -> None:
+    assert suite.installed("no-such-package") == "" and suite.installed("numpy")

@@ -46,6 +46,14 @@ def test_codecs_give_back_their_frames(clip: Path, name: str) -> None:
     assert all(psnr(a, b) > 27 for a, b in zip(frames, decoded, strict=True))
 
 
+def test_metrics_that_are_missing_are_told(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "missing", lambda names, weights: {"lpips": "pip install lpips"})
+    lines: list[str] = []
+    points = bench.bench([clip], tmp_path, ["x264"], (0, 1), 1, None, lines.append)
+    assert lines[0] == "lpips is left out: pip install lpips" and len(lines) == 1 + len(points)
+    assert all(row["lpips"] is None and row["psnr"] > 20 and row["ms_ssim"] > 0.5 for row in points)
+
+
 def test_command(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured is not measured again; metrics without weights at hand are not asked for."""
     monkeypatch.setattr(bench, "METRIC_NAMES", ("psnr", "ms_ssim"))
@@ -55,6 +63,11 @@ def test_command(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "| pan.mkv | x264 veryslow |" in first.stdout and first.stderr.count(" dB ") == 6
     again = click.testing.CliRunner().invoke(cli, arguments)
     assert again.stdout == first.stdout and again.stderr == ""
+    points = tmp_path / "points.csv"
+    points.write_text(points.read_text().replace("libx264 of", "an older libx264 of"))
+    newer = click.testing.CliRunner().invoke(cli, arguments)
+    assert newer.stdout == first.stdout and newer.stderr.count(" dB ") == 6
+    assert len(points.read_text().splitlines()) == 1 + 6 and "older" not in points.read_text()
     wrong = click.testing.CliRunner().invoke(cli, [*arguments[:-4], "--codecs", "jpeg"])
     assert wrong.exit_code == 2 and "jpeg" in wrong.stderr
     (tmp_path / "file").touch()

@@ -10,7 +10,12 @@ import skimage.io
 import torch
 
 from nic.cli.main import cli
+from nic.errors import BadInput
 from nic.models import store
+from nic.models.codec import ImageCodec
+from nic.models.config import ImageConfig, RefinerConfig
+from nic.models.refiner import Refiner
+from nic.models.training import data
 from nic.models.training.data import SIDE, read_photos
 
 CONFIG = """
@@ -42,8 +47,11 @@ def nic(*arguments: object) -> click.testing.Result:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """plain/ with a photograph and no val folder, broken/ with a text named .png, small/, empty/, and two configs."""
+def folder(tmp_path_factory: pytest.TempPathFactory, perceptual: Path) -> Path:
+    """plain/ with a photograph and no val folder, broken/ with a text named .png, small/, empty/, lpips/, two configs.
+
+    And checkpoints of a codec that is wider than these, and of a small refiner.
+    """
     folder = tmp_path_factory.mktemp("train")
     for name in ("plain", "broken", "small", "empty"):
         (folder / name).mkdir()
@@ -53,6 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, value in (("config", 0.05), ("other", 0.1)):
         (folder / f"{name}.toml").write_text(CONFIG.format(lambda_max=value))
     (folder / "text.toml").write_text("[model")
+    (folder / "lpips").symlink_to(perceptual)
+    (folder / "broken" / "alexnet.pth").write_text("no weights")
+    wide = ImageConfig(16, 1, 8, 1, 16, 4, 8, 1, 0.001, 0.05)
+    small = RefinerConfig(8, 1, 8, 1, 30.0)
+    for name, model in (("wide", ImageCodec(wide)), ("refiner", Refiner(small))):
+        torch.save({"average": model.state_dict(), "config": vars(model.config)}, folder / f"{name}.pt")
     return folder
 
 
@@ -84,13 +98,37 @@ EXTREME = store.find(store.EXTREME)["path"]
         (["image", "--data", "plain", "--codebooks", "config.toml"], 5, "config.toml is damaged, or no weight file"),
         (["image", "--data", "plain", "--start-from", "config.toml"], 5, "config.toml is damaged, or no weight file"),
         (["image", "--data", "plain", "--start-from", EXTREME], 3, "is of mode extreme: training starts from one of"),
+        (
+            ["image", "--data", "plain", "--config", "config.toml", "--start-from", "wide.pt"],
+            2,
+            "has other sizes than the config",
+        ),
+        (
+            ["extreme", "--data", "plain", "--start-from", "wide.pt", "--perceptual", "lpips"],
+            2,
+            "has other trunks",
+        ),
+        (
+            ["refine", "x.safetensors", "--data", "plain", "--start-from", "refiner.pt", "--perceptual", "lpips"],
+            2,
+            "refiner.pt is of another config",
+        ),
         (["indices", "config.toml", "x.safetensors", "--data", "plain"], 3, "config.toml is no checkpoint"),
         (["recovery", "config.toml", "--data", "plain"], 5, "config.toml is damaged, or no weight file"),
-        (["video", "--data", "config.toml"], 3, "config.toml: cannot be read as a video"),
+        (
+            ["video", "--data", "config.toml", "--photos", "plain", "--start-from", "wide.pt"],
+            3,
+            "config.toml: cannot be read as a video",
+        ),
         (
             ["extreme", "--data", "plain", "--start-from", "config.toml", "--perceptual", "empty"],
             3,
             "no alexnet*.pth in empty",
+        ),
+        (
+            ["extreme", "--data", "plain", "--start-from", "config.toml", "--perceptual", "broken"],
+            3,
+            "broken/alexnet.pth does not hold the weights that LPIPS needs",
         ),
     ],
 )
@@ -112,6 +150,33 @@ def test_codebooks_of_a_run_of_another_kind(folder: Path) -> None:
     )
     assert (result.exit_code, "has no codebooks of scale classes" in result.stderr) == (5, True)
     assert not (folder / "x").exists()
+
+
+def test_pictures_that_cannot_be_trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 bits a sample, or more pixels than Pillow opens."""
+    photograph = skimage.data.coffee()
+    skimage.io.imsave(folder / "deep.png", photograph[:, :, 0].astype(np.uint16) * 257, check_contrast=False)
+    assert data.decode_square(("deep", (folder / "deep.png").read_bytes())) is None
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadInput, match="^large cannot be read as a picture: remove it$"):
+        data.decode_square(("large", (folder / "plain" / "coffee.png").read_bytes()))
+
+
+def test_pictures_are_read_a_few_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "READ_AHEAD", 2)
+    files = [("coffee", (folder / "plain" / "coffee.png").read_bytes())] * 5
+    monkeypatch.setattr(data, "encoded_photos", lambda sources, part: iter(files))
+    photos = read_photos([folder], workers=1)
+    assert len(photos) == 5 and np.array_equal(photos[4], skimage.data.coffee()[:SIDE, :SIDE])
+
+
+def test_crops_are_of_photographs_that_hold_them() -> None:
+    sides = [(200, 400), (128, 512), (512, 300)]
+    photos = data.Photos([np.full((*side, 3), 40 * i, np.uint8) for i, side in enumerate(sides)], torch.device("cpu"))
+    assert {round(float(photos.crops(1, 256).mean() * 255)) for _ in range(20)} == {80}
+    assert {round(float(photos.crops(1, 128).mean() * 255)) for _ in range(40)} == {0, 40, 80}
+    with pytest.raises(BadInput, match="holds a crop of 320x320"):
+        photos.crops(1, 320)
 
 
 def test_pictures_are_cut_to_their_upper_left_corner(folder: Path) -> None:
