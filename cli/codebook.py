@@ -45,7 +45,7 @@ def fit(
     codebooks: Path | None,
     note: str,
 ) -> None:
-    """Turn the CHECKPOINT of nic train image or video into the weight file OUTPUT.
+    """Turn the CHECKPOINT of nic train image into the weight file OUTPUT.
 
     The prior is converted to integers; entropy-constrained codebooks are fitted to the residuals of the pictures and
     their symbols counted. Prints, for each class, the dimension, codewords, and the share of them that is used.

@@ -124,68 +124,50 @@ def image(config: str, codebooks: Path | None, batch: int | None, learning_rate:
     training.train(model, options, codebooks=store.read_codebooks(codebooks) if codebooks else None, **run)
 
 
-@train.command(short_help="Train the codec of videos.")
+@train.command(short_help="Make the pictures that the codec of videos is trained on.")
+@click.argument("videos", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option(
-    "--data", "clips", multiple=True, required=True, metavar="VIDEO", type=click.Path(exists=True), help="Repeatable."
-)
-@click.option(
-    "--photos",
-    multiple=True,
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    metavar="DIR_OR_TAR",
-    type=EXISTING,
-    help="Pictures, as for nic train image. Repeatable.",
+    help="Folder; what is there stays.",
 )
-@run_options
-@config_option("video")
-@click.option("--start-from", type=EXISTING, required=True, help=START_HELP)
-@codebooks_option
-@click.option("--coded-by", default="video", show_default=True, help="Installed model that codes the videos.")
+@click.option("--photos", multiple=True, metavar="DIR_OR_TAR", type=EXISTING, help="Set these in motion, too.")
+@click.option("--moving", type=click.IntRange(1), default=72, show_default=True, help="Clips made of --photos.")
 @click.option("--passes", type=click.IntRange(1), default=2, show_default=True, help="Times each video is coded.")
-@click.option("--moving", type=click.IntRange(0), default=72, show_default=True, help="Photographs set in motion.")
-@click.option(
-    "--repeat", type=click.IntRange(1), default=2, show_default=True, help="How many photographs a frame counts as."
-)
-@tuning_options
-def video(
-    clips: tuple[str, ...],
+@click.option("--coded-by", default="video", show_default=True, help="Installed model that codes them.")
+@device_option
+@workers_option
+def residuals(
+    videos: tuple[str, ...],
+    output: Path,
     photos: tuple[Path, ...],
-    run: Path,
-    config: str,
-    codebooks: Path | None,
-    coded_by: str,
-    passes: int,
     moving: int,
-    repeat: int,
-    batch: int | None,
-    learning_rate: float | None,
-    **schedule: Any,
+    passes: int,
+    coded_by: str,
+    device: str,
+    workers: int,
 ) -> None:
-    """Train a picture codec further on what is left of the frames of videos after their prediction.
+    """Write what is left of the frames of VIDEOS after their prediction, as pictures.
 
-    Videos and photographs in motion are coded, and the residual pictures written to RUN/pictures, before the minutes
-    count. Then run nic codebook fit --mode video.
+    Then run nic train image --config video with these pictures and with photographs as data.
     """
     from nic.models import store
-    from nic.models.config import ImageConfig
-    from nic.models.training import image as training
     from nic.models.training.data import read_photos
     from nic.models.training.video import in_motion
 
-    model, options = read_config(config, ImageConfig, batch, learning_rate)
-    coder = store.load(coded_by)
+    coder = store.load(coded_by, device)
     if not isinstance(coder, store.Model):
         raise UsageError(f"model {coded_by} is of the extreme mode: name one of fidelity mode or of videos")
-    pictures = run / "pictures"
-    for seed in range(passes):
-        for clip in clips:
-            write_residuals(coder, partial(read_clip, clip), f"{Path(clip).stem}-{seed}", seed, pictures)
-    still = read_photos(photos) if moving else []
-    for seed in range(moving):
-        write_residuals(coder, partial(in_motion, still, seed), f"moving-{seed:03}", seed, pictures)
-    data = [pictures] * repeat + [*photos]
-    books = store.read_codebooks(codebooks) if codebooks else None
-    training.train(model, options, data=data, run=run, codebooks=books, **schedule)
+    for number, video in enumerate(videos):
+        for seed in range(passes):
+            write_residuals(coder, partial(read_clip, video), seed, output / f"{number}-{Path(video).stem}-{seed}")
+    still = read_photos(photos, workers=workers) if photos else []
+    if len(still) == 1:
+        raise UsageError("--photos must have two pictures at least: one moves before the other")
+    for seed in range(moving if photos else 0):
+        write_residuals(coder, partial(in_motion, still, seed), seed, output / f"moving-{seed:03}")
 
 
 def read_clip(path: str) -> Any:
@@ -200,18 +182,21 @@ def read_clip(path: str) -> Any:
         raise BadInput(f"{path}: {error}") from error
 
 
-def write_residuals(coder: Any, frames: Callable[[], Any], name: str, seed: int, folder: Path) -> None:
-    """Residual pictures of a clip, every twentieth for validation, unless they are there already."""
+def write_residuals(coder: Any, frames: Callable[[], Any], seed: int, folder: Path) -> None:
+    """The residual pictures of a clip, every twentieth for validation, unless the folder is there already."""
     from PIL import Image
 
     from nic.models.training.video import residual_pictures
 
-    if any(folder.glob(f"*/{name}-*.png")):
+    if folder.exists():
         return
+    unfinished = folder.with_name(f"{folder.name}.partial")
+    for part in ("train", "val"):
+        (unfinished / part).mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(residual_pictures(coder, frames(), seed)):
-        target = folder / ("val" if index % 20 == 19 else "train") / f"{name}-{index:05}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(target)
+        Image.fromarray(picture).save(unfinished / ("val" if index % 20 == 19 else "train") / f"{index:05}.png")
+    unfinished.rename(folder)
+    click.echo(f"wrote {folder}")
 
 
 @train.command(short_help="Train the extreme mode.")
@@ -256,7 +241,8 @@ def indices(output: Path, **run: Any) -> None:
     from nic.models.training import indices as training
 
     identity = training.train(output=output, **run)
-    click.echo(f"wrote {output}, model id {identity.hex()}")
+    if identity:  # it is the first process that writes
+        click.echo(f"wrote {output}, model id {identity.hex()}")
 
 
 @train.command(short_help="Train what fills lost cells of the extreme mode.")
@@ -303,7 +289,8 @@ def refine(
 
     checkpoint = training.train(model, options, codecs=(weights_of(fidelity), weights_of(extreme)), **run)
     identity = training.export(checkpoint, output, {"trained on": note})
-    click.echo(f"wrote {output}, model id {identity.hex()}")
+    if identity:  # it is the first process that writes
+        click.echo(f"wrote {output}, model id {identity.hex()}")
 
 
 def read_config(

@@ -14,6 +14,7 @@ import click.testing
 import numpy as np
 import pytest
 import skimage.data
+import skimage.io
 import torch
 from PIL import Image
 
@@ -573,3 +574,23 @@ def test_forged_network_is_refused() -> None:
     ):
         with pytest.raises(BadFile):
             apply_weights(model, payload)
+
+
+def test_residuals_are_written_clip_by_clip(clip: Path, tmp_path: Path) -> None:
+    for name in ("astronaut", "coffee"):
+        (tmp_path / name).mkdir()
+        skimage.io.imsave(tmp_path / name / "photo.png", getattr(skimage.data, name)(), check_contrast=False)
+    both = ["--photos", tmp_path / "astronaut", "--photos", tmp_path / "coffee"]
+    options = ["--passes", 1, "--moving", 1, "-o", tmp_path / "out"]
+    assert nic("train", "residuals", clip, *both, *options).exit_code == 0
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*/*.png"))
+    assert found == [f"0-clip-0/train/{i:05}.png" for i in range(8)] + [
+        f"moving-000/train/{i:05}.png" for i in range(16)
+    ]
+    again = nic("train", "residuals", clip, *both, *options)
+    assert (again.exit_code, again.output) == (0, "")
+    one = nic("train", "residuals", clip, *both[:2], *options)
+    assert (one.exit_code, "two pictures" in one.stderr) == (2, True)
+    (tmp_path / "text.mkv").write_text("no video")
+    wrong = nic("train", "residuals", tmp_path / "text.mkv", "-o", tmp_path / "out")
+    assert (wrong.exit_code, "text.mkv: cannot be read as a video" in wrong.stderr) == (3, True)

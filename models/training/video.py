@@ -1,4 +1,4 @@
-"""Training pictures for ``nic train video``: what is left of the frames of clips after their prediction.
+"""``nic train residuals``: what is left of the frames of clips after their prediction, to train the codec of videos on.
 
 The video model is the picture codec, trained further on such pictures and on photographs. So that it meets the
 artefacts of its own references, every clip is coded as a video at random qualities with an earlier model, and what the
@@ -38,7 +38,7 @@ def residual_pictures(model: Model, clip: np.ndarray, seed: int = 0) -> Iterator
     height, width = (min(side, SIDE) // 64 * 64 for side in clip.shape[1:3])
     for start in range(0, len(clip), GROUP_LENGTH):
         group = clip[start : start + GROUP_LENGTH, :height, :width]
-        frames = torch.from_numpy(group).permute(0, 3, 1, 2).float() / 255
+        frames = torch.from_numpy(group).to(model.device).permute(0, 3, 1, 2).float() / 255
         key = chance.uniform(*KEY_QUALITIES)
         decoded: dict[int, Tensor] = {}
         for coded in coding_order(len(group), chance.choice(SPANS)):
@@ -47,8 +47,8 @@ def residual_pictures(model: Model, clip: np.ndarray, seed: int = 0) -> Iterator
             prediction = predict(known, search(current, known))
             residual = current - prediction + GREY
             if known:
-                yield (residual[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            quality = torch.tensor([max(0.0, key - LOWER) if known else key])
+                yield (residual[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            quality = torch.tensor([max(0.0, key - LOWER) if known else key], device=model.device)
             decoded[coded.frame] = (prediction + reconstruct(model, residual, quality) - GREY).clamp(0, 1)
 
 

@@ -116,11 +116,6 @@ EXTREME = store.find(store.EXTREME)["path"]
         (["indices", "config.toml", "x.safetensors", "--data", "plain"], 3, "config.toml is no checkpoint"),
         (["recovery", "config.toml", "--data", "plain"], 5, "config.toml is damaged, or no weight file"),
         (
-            ["video", "--data", "config.toml", "--photos", "plain", "--start-from", "wide.pt"],
-            3,
-            "config.toml: cannot be read as a video",
-        ),
-        (
             ["extreme", "--data", "plain", "--start-from", "config.toml", "--perceptual", "empty"],
             3,
             "no alexnet*.pth in empty",
