@@ -7,7 +7,7 @@ Pillow reads and writes them, except where it has no mode for the samples: it wo
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -90,21 +90,24 @@ class Picture:
     xmp: bytes = b""
 
 
-def load(source: Path | str | BinaryIO | bytes | Image.Image | np.ndarray) -> Picture:
+def load(source: Path | str | BinaryIO | bytes | bytearray | memoryview | Image.Image | np.ndarray) -> Picture:
     """The picture in a file (path, seekable stream or bytes), a Pillow image or an array.
 
     Arrays are [H, W] or [H, W, C] uint8 or uint16; C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. PNG, TIFF and PPM keep
     16 bits a sample; other formats give 8 bits of colour. Palettes become RGB, 1-bit pictures grey; CMYK and Lab go
     through their ICC profile to sRGB. The EXIF orientation is applied; an alpha channel opaque everywhere is dropped.
 
-    Raises BadInput for what cannot be read, is too large for a .nic file, is floating-point, or has several frames.
+    Raises BadInput for what cannot be read, is too large for a .nic file, is floating-point, or has several frames; and
+    for 16-bit colour in TIFF files that are tiled, planar or premultiplied, which no decoder here reads right.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     with _decoding():
         if isinstance(source, Image.Image):
             return _from_pil(source)
-        if isinstance(source, bytes):
+        if isinstance(source, bytes | bytearray | memoryview):
+            if not source:
+                raise BadInput("empty file")
             return _from_file(BytesIO(source))
         if isinstance(source, str | Path):
             with open(source, "rb") as file:
@@ -190,11 +193,11 @@ def _one_line(error: Exception) -> str:
 
 def _from_array(array: np.ndarray) -> Picture:
     samples = array[..., None] if array.ndim == 2 else array
-    if array.dtype not in (np.uint8, np.uint16):
+    if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise BadInput(f"the array's type is {array.dtype}: convert it to uint8 (0..255) or uint16 (0..65535)")
     if samples.ndim != 3 or samples.shape[2] not in (1, 2, 3, 4) or samples.size == 0:
         raise BadInput(f"the array's shape is {array.shape}: a picture is [H, W] or [H, W, 1..4]")
-    return _picture(samples)
+    return _picture(samples.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _from_file(file: BinaryIO) -> Picture:
@@ -206,12 +209,17 @@ def _from_file(file: BinaryIO) -> Picture:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview or a second view behind the picture
             raise BadInput(f"holds {frames} frames or pages: nic compresses single pictures, so extract one first")
+        if image.format == "TIFF":
+            _check_tiff(image)
         if not _is_deep_colour(image):
             return _from_pil(image)
         if image.format == "PNG":
             image.load()  # its metadata may stand behind the pixels
         metadata = _metadata(image)
-        return _picture(_read_deep(file), **metadata)
+        samples = _read_deep(file)
+        if image.format == "TIFF" and image.mode == "RGB":
+            samples = samples[..., :3]  # a fourth sample that is not said to be alpha is none, as in 8 bits
+        return _picture(samples, **metadata)
 
 
 def _from_pil(image: Image.Image) -> Picture:
@@ -260,7 +268,7 @@ def _reset_orientation(exif: bytes) -> tuple[int, bytes]:
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:
     """The icc, exif and xmp of an image; for a TIFF, its descriptive tags and directories become the exif."""
-    exif = image.info.get("exif", b"")
+    exif = image.info.get("exif") or b""
     if image.format == "TIFF":
         stored = image.getexif()
         kept = Image.Exif()
@@ -315,9 +323,30 @@ def _wide_grey(image: Image.Image) -> np.ndarray:
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
         raise BadInput("its samples are floating-point or exceed 16 bits: convert it to 8 or 16 bits first")
     grey = grey.astype(np.uint16)
+    if _tiff_tags(image).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 and image.mode.startswith("I;16"):
+        grey = 65535 - grey  # white is zero, which Pillow heeds in 8 bits only
     if (transparent := image.info.get("transparency")) is None:
         return grey[..., None]
     return np.stack([grey, np.where(grey == transparent, 0, 65535).astype(np.uint16)], axis=2)
+
+
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF file that Pillow has opened; none of any other image."""
+    return getattr(image, "tag_v2", {})
+
+
+def _check_tiff(image: Image.Image) -> None:
+    """Raises BadInput for the layouts of 16-bit colour that Pillow or ffmpeg would read wrong without a word."""
+    tags = _tiff_tags(image)
+    if tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) == 1 or max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) < 16:
+        return
+    layouts = {
+        "tiles": TiffImagePlugin.TILEWIDTH in tags,
+        "separate planes": tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2,
+        "premultiplied alpha": 1 in tags.get(TiffImagePlugin.EXTRASAMPLES, ()),
+    }
+    if found := [layout for layout, there in layouts.items() if there]:
+        raise BadInput(f"16-bit colour in a TIFF file with {' and '.join(found)}: convert it to a 16-bit PNG first")
 
 
 def _is_deep_colour(image: ImageFile.ImageFile) -> bool:

@@ -76,7 +76,18 @@ def test_path_stream_bytes_image_and_array_give_the_same_picture(photo: np.ndarr
     path = tmp_path / "photo.png"
     image.save(path)
     with open(path, "rb") as stream:
-        for source in (path, str(path), stream, path.read_bytes(), image, photo):
+        data = path.read_bytes()
+        for source in (
+            path,
+            str(path),
+            stream,
+            data,
+            bytearray(data),
+            memoryview(data),
+            image,
+            photo,
+            photo[::-1][::-1],
+        ):
             assert_equal(load(source), photo)
 
 
@@ -93,6 +104,11 @@ def test_alpha(photo: np.ndarray, ramp: np.ndarray, format: str) -> None:
     grey = photo[..., 1]
     grey_alpha = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(ramp)])
     assert_equal(load(file_of(grey_alpha, format)), grey, ramp)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_arrays_of_either_byte_order(photo16: np.ndarray, order: str) -> None:
+    assert_equal(load(photo16.astype(f"{order}u2")), photo16)
 
 
 def test_opaque_alpha_is_dropped(photo: np.ndarray) -> None:
@@ -144,6 +160,44 @@ def test_16_bit_tiff(photo16: np.ndarray, channels: int, compression: str | None
         assert_equal(load(target.getvalue()), samples[..., :-1], samples[..., -1])
     else:
         assert_equal(load(target.getvalue()), samples)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("tiles", {"tile": (32, 32)}),
+        ("tiles", {"tile": (32, 32), "compression": "zlib"}),
+        ("planes", {"planarconfig": "separate"}),
+        ("planes", {"planarconfig": "separate", "compression": "zlib"}),
+        ("premultiplied", {"extrasamples": ["assocalpha"]}),
+    ],
+)
+def test_16_bit_tiff_that_would_be_read_wrong_is_refused(
+    photo16: np.ndarray, layout: str, options: dict[str, object]
+) -> None:
+    samples = np.dstack([photo16, photo16[..., 0]]) if layout == "premultiplied" else photo16
+    target = BytesIO()
+    tifffile.imwrite(
+        target, samples.transpose(2, 0, 1) if layout == "planes" else samples, photometric="rgb", **options
+    )
+    with pytest.raises(BadInput, match=layout):
+        load(target.getvalue())
+
+
+def test_a_fourth_sample_of_a_tiff_is_alpha_only_if_the_file_says_so(photo: np.ndarray, photo16: np.ndarray) -> None:
+    for pixels in (photo, photo16):
+        target = BytesIO()
+        samples = np.dstack([pixels, pixels[..., 0]])
+        tifffile.imwrite(target, samples, photometric="rgb", extrasamples=["unspecified"])
+        assert_equal(load(target.getvalue()), pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_white_is_zero(photo: np.ndarray, photo16: np.ndarray, compression: str | None) -> None:
+    for grey in (photo[..., 0], photo16[..., 0]):
+        target = BytesIO()
+        tifffile.imwrite(target, np.iinfo(grey.dtype).max - grey, photometric="miniswhite", compression=compression)
+        assert_equal(load(target.getvalue()), grey)
 
 
 def test_16_bit_grey_png_of_pillow(photo16: np.ndarray) -> None:
