@@ -277,16 +277,25 @@ def entropy_tables(model: store.AnyModel) -> Tables:
 
 
 class PictureEncoder:
-    """One picture, coded at as many quality levels as a search asks for."""
+    """One picture, coded at as many quality levels as a search asks for.
+
+    Raises BadInput for a picture beyond the limits of the format, before any work is done.
+    """
 
     def __init__(self, picture: Picture, model: store.AnyModel, effort: int = 4, mask_rate: float = 0) -> None:
         self.picture = picture
         self.model = model
         self.mask_rate = mask_rate
         self.iterations = ITERATIONS[effort] if isinstance(model, store.Model) else 0
+        self.header(0)  # knows the limits
         self.alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
         self.files: dict[int, bytes] = {}  # of the levels tried so far; their latents would be many times larger
         self.psnrs: dict[int, float] = {}
+
+    def header(self, level: int) -> Header:
+        height, width, channels = self.picture.pixels.shape
+        mode, depth = Mode[self.model.mode.upper()], 8 * self.picture.pixels.itemsize
+        return Header(Kind.IMAGE, mode, width, height, channels, depth, level, self.model.id)
 
     def steps(self, decoding: bool) -> int:
         """What one level takes: analysis and coding, where refined with several codings and gradients, and decoding."""
@@ -305,11 +314,8 @@ class PictureEncoder:
             coded = code_extreme(model, picture.pixels, level, self.mask_rate)
         else:
             coded = code_fidelity(model, picture.pixels, level, self.iterations, self.mask_rate)
-        height, width, channels = picture.pixels.shape
-        depth = 8 * picture.pixels.itemsize
-        header = Header(Kind.IMAGE, Mode[model.mode.upper()], width, height, channels, depth, level, model.id)
         metadata = (picture.icc or None, picture.exif or None, picture.xmp or None)
-        self.files[level] = pack(NicFile(header, coded.cells, *metadata, self.alpha))
+        self.files[level] = pack(NicFile(self.header(level), coded.cells, *metadata, self.alpha))
         return self.files[level], coded.latents
 
     def size_at(self, level: int) -> int:
@@ -317,9 +323,9 @@ class PictureEncoder:
 
     def psnr_at(self, level: int) -> float:
         if level not in self.psnrs:
-            file, latents = self.encode(level)
+            _, latents = self.encode(level)
             height, width = self.picture.pixels.shape[:2]
-            pixels = crop_pixels(self.model, latents, unpack(file).header, (0, 0, width, height))
+            pixels = crop_pixels(self.model, latents, self.header(level), (0, 0, width, height))
             self.psnrs[level] = psnr(pixels, self.picture.pixels)
         return self.psnrs[level]
 

@@ -9,7 +9,7 @@ import nic
 from nic import cells, codec, windows
 from nic.bitstream.container import unpack
 from nic.bitstream.entropy import Encoder, ideal_bits
-from nic.errors import UsageError
+from nic.errors import BadInput, UsageError
 from nic.models.transforms import lambda_of
 from nic.pixels import Picture
 from nic.progress import watched
@@ -25,6 +25,18 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
     pixels = skimage.data.astronaut()[: size[0], : size[1]]
     decoded = codec.decompress(codec.compress(Picture(pixels), quality=90).data).pixels
     assert decoded.shape == pixels.shape and psnr(decoded, pixels) > 26
+
+
+def test_a_picture_beyond_the_limits_is_refused_before_it_is_coded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are checked when they are opened; arrays and Pillow images come here as they are."""
+    coded: list[object] = []
+    monkeypatch.setattr(codec, "code_fidelity", lambda *arguments: coded.append(arguments))
+    with pytest.raises(BadInput, match="65535"):
+        nic.encode(np.zeros((1, 70_000), np.uint8))
+    monkeypatch.setenv("NIC_MAX_PIXELS", "63")
+    with pytest.raises(BadInput, match="8x8 pixels are more than 63"):
+        nic.encode(np.zeros((8, 8), np.uint8))
+    assert not coded
 
 
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])
