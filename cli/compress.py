@@ -10,7 +10,9 @@ import click
 from nic.cli.files import (
     Done,
     Real,
+    check_options,
     check_target,
+    device_option,
     for_each,
     frame_range,
     jobs_option,
@@ -23,7 +25,7 @@ from nic.cli.files import (
     unwritable,
     write,
 )
-from nic.errors import UsageError
+from nic.errors import BadInput, UsageError
 
 __all__ = ["compress"]
 
@@ -34,7 +36,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
         return None
     factor = {"k": 1000, "M": 1_000_000}.get(text[-1:], 1)
     try:
-        size = int(float(text.removesuffix("k").removesuffix("M")) * factor)
+        size = int(float(text[:-1] if factor > 1 else text) * factor)
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
@@ -44,7 +46,13 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 
 @click.command(short_help="Compress pictures and videos into .nic files.")
 @click.argument("paths", nargs=-1, required=True, metavar="IN OUT | IN... -o FOLDER")
-@click.option("-o", "--output", "folder", metavar="FOLDER", help="Write IN.nic into FOLDER; IN may be folders, too.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="FOLDER",
+    help="Write IN.nic into FOLDER; IN may be folders, too: all pictures in them.",
+)
 @click.option(
     "-q",
     "--quality",
@@ -89,7 +97,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 )
 @click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
 @click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@device_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @resume_option
 @jobs_option
@@ -129,8 +137,7 @@ def compress(
     options: dict[str, Any] = {name: value for name, value in rates.items() if value is not None}
     if len(options) > 1:
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
-    if ray and folder is None:
-        raise UsageError("--ray is for many files: give -o FOLDER")
+    check_options(folder, force, resume, ray)
     targets = plan(paths, folder, ".nic", readable_suffixes())
     options |= {"effort": effort, "mode": mode, "mask_rate": mask_rate, "device": device}
     clip = {"frames": frames, "audio": not no_audio}
@@ -152,6 +159,7 @@ def _compress_one(
 
     from nic import codec
     from nic.bitstream.limits import MAX_PIXELS
+    from nic.media import looks_like_video
     from nic.pixels import load
 
     target = targets[source]
@@ -160,9 +168,14 @@ def _compress_one(
     check_target(target, force)
     if _is_video(source):
         return _compress_video(source, target, dict(options), **clip, resume=resume, quiet=quiet)
+    if clip["frames"] != (0, None):
+        raise UsageError("--frames is for videos, and this is none")
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
     start = time.monotonic()
-    picture = load(read(source))
+    data = read(source)
+    if looks_like_video(data):
+        raise BadInput("a video that can be read only once: save it as a file first")
+    picture = load(data)
     with picture_bar(source, quiet):
         encoded = codec.compress(picture, **options)
     write(target, encoded.data)

@@ -15,7 +15,9 @@ import click
 from nic.cli.files import (
     Done,
     Real,
+    check_options,
     check_target,
+    device_option,
     for_each,
     jobs_option,
     picture_bar,
@@ -40,6 +42,12 @@ if TYPE_CHECKING:
 __all__ = ["decompress"]
 
 
+def _format_name(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    if text is None or text.isalnum():
+        return text
+    raise click.BadParameter(f"{text!r} is no format: write png, jpg, mkv, ...")
+
+
 def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int, int, int] | None:
     if text is None:
         return None
@@ -57,6 +65,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "--format",
     "format_name",
     metavar="NAME",
+    callback=_format_name,
     help="png, tif, webp, avif, jpg, bmp, ppm; mkv, mp4, mov.  [default: by OUT's suffix; png with -o or to stdout]",
 )
 @click.option(
@@ -82,7 +91,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "--consistent", is_flag=True, help="Keep what --refine changes to what would be coded alike, and say how well."
 )
 @click.option("--partial", is_flag=True, help="Decode what there is of a file that was cut off.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@device_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @resume_option
 @jobs_option
@@ -116,8 +125,7 @@ def decompress(
     Of a damaged video, the frames of lost groups are left out.
     """
     suffix = f".{format_name or 'png'}".lower()
-    if ray and folder is None:
-        raise UsageError("--ray is for many files: give -o FOLDER")
+    check_options(folder, force, resume, ray)
     given = {"strength": strength, "seed": seed, "consistent": consistent or None}
     flow: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if flow and not refine:
@@ -227,10 +235,10 @@ def _decompress_video(source: str, data: bytes, target: str, options: Options, r
         made, lost = f"frame {frame}", "that frame is whole"
     elif "%" in target or suffix in WRITABLE:
         frames = video.decode_frames(file, refinement=refinement, device=options.device)
-        if "%" in target:
-            count = _write_pictures(file, frames, target, suffix, options.force)
-        else:
+        if suffix in WRITABLE:
             count = _write_video(file, frames, target, suffix, options.quiet)
+        else:
+            count = _write_pictures(file, frames, target, suffix, options.force)
         made, lost = f"{count} frames", f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")

@@ -19,8 +19,10 @@ from nic.errors import BadInput, NicError, OutputExists, UsageError
 __all__ = [
     "Done",
     "Real",
+    "check_options",
     "check_target",
     "cores",
+    "device_option",
     "expand",
     "for_each",
     "frame_range",
@@ -48,15 +50,26 @@ class Real(click.FloatRange):
         return number
 
 
+def check_options(folder: str | None, force: bool, resume: bool, ray: str | None) -> None:
+    """Raises UsageError for options that contradict each other."""
+    if force and resume:
+        raise UsageError("--force overwrites what --resume leaves as it is: give one of them")
+    if ray and folder is None:
+        raise UsageError("--ray is for many files: give -o FOLDER")
+
+
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:
     """Source → target for the arguments IN OUT, or IN... with -o FOLDER.
 
     Into a folder, each target keeps its source's name with `suffix`; from a folder come, recursively and under their
     relative names, the files whose suffix in lower case is in `wanted`.
 
-    Raises UsageError for contradictory arguments, two sources with one target, or a source that is its own target,
-    BadInput for a folder without files, OutputExists for an output folder that is none.
+    Raises UsageError for contradictory arguments, two sources with one target, a source that is its own target, or a
+    folder that is called like a file, BadInput for a folder without files, OutputExists for an output folder that is
+    none.
     """
+    from PIL import Image
+
     if folder is None:
         if len(paths) != 2 or any(os.path.isdir(path) for path in paths):
             raise UsageError("give IN and OUT, or any number of inputs and folders with -o FOLDER")
@@ -65,6 +78,9 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
         return {paths[0]: paths[1]}
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise OutputExists(f"{folder} is a file: -o takes a folder")
+    files = {suffix, *Image.registered_extensions()}
+    if not os.path.isdir(folder) and (folder == "-" or Path(folder).suffix.lower() in files):
+        raise UsageError(f"-o takes a folder, and {folder} looks like a file: give IN and OUT, without -o")
     targets: dict[str, str] = {}
     sources: dict[str, str] = {}
     for path in paths:
@@ -87,10 +103,10 @@ def check_apart(source: str, target: str) -> None:
 
 def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
     """(source, name relative to the output folder) of a file, or of the wanted files in a folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # pathlib's raises for names that are too long, and behind folders that are closed
         yield str(path), Path(path.name)
         return
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in wanted and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in wanted and os.path.isfile(file))
     if not found:
         raise BadInput(f"{path}: no file in it has one of the suffixes {' '.join(sorted(wanted))}")
     for file in found:
@@ -212,6 +228,13 @@ def frame_range(ctx: click.Context, param: click.Parameter, text: str | None) ->
         raise click.BadParameter(f"{text!r} is not A:B: two whole numbers, each of which may be left out") from None
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the networks run; auto is cuda where there is such a GPU.",
+)
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
 )
@@ -279,8 +302,8 @@ def replacing(target: str) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(target))
     try:
-        if path.exists() and not path.is_file():
-            yield path
+        if os.path.exists(target) and not os.path.isfile(target):
+            yield Path(target)  # not `path`: where /dev/stdout leads, there is no name
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".nic-{secrets.token_hex(8)}.part")

@@ -2,14 +2,14 @@
 
 import click
 
-from nic.cli.files import for_each, read
+from nic.cli.files import device_option, for_each, read
 
 __all__ = ["verify"]
 
 
 @click.command(short_help="Check that .nic files decode.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@device_option
 def verify(files: tuple[str, ...], device: str) -> None:
     """Check each .nic FILE's checksums and decode its every symbol; - is stdin. Prints "FILE: OK" for an intact one."""
     from nic import codec, video

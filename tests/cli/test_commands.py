@@ -32,12 +32,13 @@ def nic(*arguments: object, stdin: bytes | None = None) -> click.testing.Result:
 
 @pytest.fixture(scope="module")
 def pictures(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photo.png, photo.nic, text.nic (none), and in sub/ another.jpg."""
+    """A folder with photo.png, photo.nic, text.nic (none), empty, and in sub/ another.jpg."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "sub").mkdir()
     Image.fromarray(photo).save(folder / "photo.png")
     Image.fromarray(photo[::-1]).save(folder / "sub" / "another.JPG", quality=90)
     (folder / "text.nic").write_text("no .nic file")
+    (folder / "empty").touch()
     assert nic("compress", folder / "photo.png", folder / "photo.nic", "-e", 1).exit_code == 0
     return folder
 
@@ -77,6 +78,9 @@ def test_rate_targets_are_accepted(pictures: Path, tmp_path: Path, target: list[
         ["--size", "0"],
         ["--size", "much"],
         ["--size", "1e999"],
+        ["--size", "5Mk"],
+        ["--frames", "0:2"],
+        ["--force", "--resume"],
         ["-e", "10"],
         ["--device", "tpu"],
         ["--no-such-option"],
@@ -95,13 +99,20 @@ def test_wrong_arguments_exit_2(pictures: Path, tmp_path: Path) -> None:
     assert nic("compress", "-", "-o", tmp_path).exit_code == 2
     assert nic("decompress", pictures / "photo.nic", tmp_path / "photo.gif").exit_code == 2
     assert nic("decompress", pictures / "photo.nic", tmp_path / "photo").exit_code == 2
-    assert nic("decompress", pictures / "photo.nic", "-", "--format", "exe").exit_code == 2
+    for name in ("exe", "a/b", "", "."):
+        assert nic("decompress", pictures / "photo.nic", "-", "--format", name).exit_code == 2
+        assert nic("decompress", pictures / "photo.nic", "-o", tmp_path, "--format", name).exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
         (["compress", "none.png", "out.nic"], 3, "nic: none.png: cannot be read: No such file or directory"),
+        (["compress", "n" * 999, "-o", "out"], 3, f"nic: {'n' * 999}: cannot be read: File name too long"),
+        (["compress", "empty", "out.nic"], 3, "nic: empty: empty file"),
+        (["compress", "photo.png", "-o", "out.nic"], 2, "nic: -o takes a folder, and out.nic looks like a file"),
+        (["compress", "photo.png", "-o", "-"], 2, "nic: -o takes a folder, and - looks like a file"),
+        (["decompress", "photo.nic", "-o", "out.jpg"], 2, "nic: -o takes a folder, and out.jpg looks like a file"),
         (["compress", "text.nic", "out.nic"], 3, "nic: text.nic: not a picture that nic reads"),
         (["decompress", "none.nic", "out.png"], 3, "nic: none.nic: cannot be read: No such file or directory"),
         (["decompress", "text.nic", "out.png"], 4, "nic: text.nic: not a .nic file"),
@@ -117,10 +128,12 @@ def test_errors_are_one_line(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exit_code: int, message: str
 ) -> None:
     monkeypatch.chdir(pictures)
+    before = set(pictures.iterdir())
     result = nic(*arguments)
     assert result.exit_code == exit_code
     assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
+    assert set(pictures.iterdir()) == before
 
 
 def test_damaged_and_newer_files(pictures: Path, tmp_path: Path) -> None:
@@ -217,6 +230,19 @@ def test_a_file_that_can_be_read_once(pictures: Path, tmp_path: Path) -> None:
     writer.join(10)
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "out.nic").read_bytes() == (pictures / "photo.nic").read_bytes()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="systems that name stdout")
+def test_stdout_by_its_name(pictures: Path) -> None:
+    command = [*NIC, "compress", pictures / "photo.png", "/dev/stdout", "-e", "1", "--quiet"]
+    result = subprocess.run(command, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == (pictures / "photo.nic").read_bytes()
+
+
+def test_a_video_from_a_pipe(tmp_path: Path) -> None:
+    result = nic("compress", "-", tmp_path / "out.nic", stdin=b"\0\0\0\x20ftypisom" + bytes(99))
+    assert (result.exit_code, "save it as a file first" in result.stderr) == (3, True)
 
 
 def test_info(pictures: Path) -> None:
