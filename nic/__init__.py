@@ -1,4 +1,4 @@
-"""nic: a learned image codec. `encode` and `decode` for Python, `nic` for the shell, a plugin for Pillow.
+"""nic: a learned image and video codec. `encode` and `decode` for Python, `nic` for the shell, a plugin for Pillow.
 
 Importing it registers .nic with Pillow and loads neither torch nor numpy: both wait for the first use.
 """
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "decode", "encode", "info", "recover"]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
 
 def __getattr__(name: str) -> Any:

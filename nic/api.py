@@ -1,6 +1,7 @@
 """The functions of `import nic`: pictures of any kind to .nic bytes, and back to Pillow images.
 
-Only coding needs torch, so `encode` and `decode` import the codec when they are called.
+Only coding needs torch, so `encode`, `decode` and `recover` import the codec when they are called. What they raise is
+in `nic.errors`.
 """
 
 from pathlib import Path
@@ -10,9 +11,12 @@ import numpy as np
 from PIL import Image
 
 from nic.describe import describe
+from nic.errors import BadInput
 from nic.pixels import load, to_pil
 
 __all__ = ["decode", "encode", "info", "recover"]
+
+NicSource = bytes | bytearray | memoryview | Path | str | BinaryIO
 
 
 def encode(
@@ -62,7 +66,7 @@ def encode(
 
 
 def decode(
-    data: bytes,
+    source: NicSource,
     *,
     crop: tuple[int, int, int, int] | None = None,
     refine: int = 0,
@@ -71,41 +75,55 @@ def decode(
     consistent: bool = False,
     device: str = "auto",
 ) -> Image.Image:
-    """The picture in the bytes of a .nic file, with icc_profile, exif and xmp in its `info`.
+    """The picture in a .nic file, with icc_profile, exif and xmp in its `info`.
 
     Args:
-        data: the file.
+        source: the file as bytes, path or stream.
         crop: left, top, width and height in pixels of the part that is wanted; nothing else is decoded.
         refine: steps, up to 100, of a network that adds the detail that is likely where the file has none; 0 for none.
         refine_strength: how much of what these steps change is kept, 0 to 1.
         seed: of the noise that they start from.
-        consistent: refined pictures are moved back towards those that would be coded to the same latents.
+        consistent: refined pictures are moved back towards those that would be coded to the same latents. Not with
+            crop.
         device: "auto", "cpu" or "cuda".
 
     Its mode is L, LA, RGB, RGBA or, for 16-bit grey, I;16; Pillow cannot hold other 16-bit pictures, so they come as
     8 bits. Raises BadFile for damage (see `recover`), UnsupportedFile for files of a newer nic, UsageError for options
-    out of range.
+    out of range and for videos, BadInput for a file that cannot be read.
     """
     from nic.codec import decompress
     from nic.refine import Refinement
 
     refinement = Refinement(refine, refine_strength, seed, consistent) if refine else None
-    return to_pil(decompress(data, crop=crop, refinement=refinement, device=device))
+    return to_pil(decompress(_read(source), crop=crop, refinement=refinement, device=device))
 
 
 def recover(
-    data: bytes, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto"
+    source: NicSource, *, crop: tuple[int, int, int, int] | None = None, device: str = "auto"
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """The picture in the bytes of a damaged or cut .nic file, its lost parts filled in, and one line a problem.
+    """The picture in a damaged or cut .nic file, its lost parts filled in, and one line a problem.
 
-    An intact file gives the picture of `decode` and no problems. Raises BadFile where nothing can be decoded.
+    An intact file gives the picture of `decode` and no problems. Raises BadFile where nothing can be decoded, otherwise
+    as `decode`.
     """
     from nic.codec import recover
 
-    recovered = recover(data, crop=crop, device=device)
+    recovered = recover(_read(source), crop=crop, device=device)
     return to_pil(recovered.picture), recovered.problems
 
 
-def info(data: bytes) -> dict[str, object]:
-    """What the header of a .nic file says: size, mode, model, chunks. Decodes nothing. Raises as `decode`."""
-    return describe(data)
+def info(source: NicSource) -> dict[str, object]:
+    """What a .nic file, also of a video, says of itself: size, mode, model, chunks. Decodes nothing.
+
+    The keys are those of `nic info --json`. Raises as `decode`.
+    """
+    return describe(_read(source))
+
+
+def _read(source: NicSource) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    try:
+        return Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
+    except OSError as error:
+        raise BadInput(f"{source} cannot be read: {error.strerror}") from error

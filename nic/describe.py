@@ -2,7 +2,6 @@
 
 from nic.bitstream.clip import salvage_clip
 from nic.bitstream.container import chunks, holds_video, unpack
-from nic.bitstream.header import FORMAT_MAJOR, Kind, Mode
 from nic.errors import BadFile, UnknownModel
 from nic.models import store
 from nic.models.order import Layer, coding_order
@@ -15,6 +14,12 @@ def model_name(model_id: bytes) -> str | None:
         return str(store.find(model_id)["name"])
     except UnknownModel:
         return None
+
+
+def format_version(data: bytes) -> str:
+    """The version of the format that a file is written in, "1.1"."""
+    major, minor = next(chunks(data)).payload[:2]
+    return f"{major}.{minor}"
 
 
 def describe_video(data: bytes) -> dict[str, object]:
@@ -32,8 +37,8 @@ def describe_video(data: bytes) -> dict[str, object]:
     last = file.groups[clip.groups - 1].ticks[-1]
     seconds = last * clip.tick_num / clip.tick_den
     return {
-        "format": FORMAT_MAJOR,
-        "kind": Kind(header.kind).name.lower(),
+        "format": format_version(data),
+        "kind": header.kind.name.lower(),
         "width": header.width,
         "height": header.height,
         "frames": clip.frames,
@@ -52,16 +57,17 @@ def describe_video(data: bytes) -> dict[str, object]:
 def describe(data: bytes) -> dict[str, object]:
     """Header, model and chunks (tag and payload bytes) of a .nic file; raises BadFile or UnsupportedFile.
 
-    Every checksum is tested, no symbol is decoded. ``model`` is None where the model is not installed.
+    Every checksum is tested, no symbol is decoded. ``format`` is the version of the format that the file is written in,
+    the lowest that has what it needs. ``model`` is None where the model is not installed.
     """
     if holds_video(data):
         return describe_video(data)
     file = unpack(data)
     header = file.header
     return {
-        "format": FORMAT_MAJOR,
-        "kind": Kind(header.kind).name.lower(),
-        "mode": Mode(header.mode).name.lower(),
+        "format": format_version(data),
+        "kind": header.kind.name.lower(),
+        "mode": header.mode.name.lower(),
         "width": header.width,
         "height": header.height,
         "channels": header.channels,

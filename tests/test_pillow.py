@@ -35,6 +35,33 @@ def test_info(compressed: bytes) -> None:
     assert (description["width"], description["height"], description["bytes"]) == (80, 96, len(compressed))
 
 
+def test_info_has_the_version_that_the_file_is_written_in(photo: np.ndarray, compressed: bytes) -> None:
+    """Not that of this nic: a file without optional chunks is of 1.0, and older readers take it."""
+    assert nic.info(compressed)["format"] == "1.0"
+    image = Image.fromarray(photo)
+    image.info["xmp"] = b"<x/>"
+    assert nic.info(nic.encode(image, effort=1))["format"] == "1.1"
+
+
+def test_files_come_as_bytes_path_or_stream(compressed: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "photo.nic"
+    path.write_bytes(compressed)
+    expected = np.asarray(nic.decode(compressed))
+    for source in (bytearray(compressed), memoryview(compressed), path, str(path)):
+        assert np.array_equal(np.asarray(nic.decode(source)), expected)
+        assert nic.info(source) == nic.info(compressed)
+    with open(path, "rb") as stream:
+        assert nic.recover(stream)[1] == ()
+    with pytest.raises(BadInput, match="none.nic cannot be read: No such file"):
+        nic.decode(tmp_path / "none.nic")
+
+
+def test_functions_are_listed_before_their_first_use() -> None:
+    code = "import nic; print({'encode', 'decode', 'recover', 'info'} <= set(dir(nic)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"
+
+
 def test_errors_of_the_functions(photo: np.ndarray) -> None:
     with pytest.raises(BadInput):
         nic.encode(b"no picture")
@@ -97,6 +124,8 @@ def test_metadata_is_kept_or_overridden(photo: np.ndarray, tmp_path: Path) -> No
         assert image.info["xmp"] == b"<y/>"
         assert image.getexif()[0x010E] == "a face"
     assert original.info["xmp"] == b"<x/>"
+    original.save(path, effort=1, exif=None, icc_profile=None)  # as for Pillow's own formats, nothing is kept
+    assert nic.decode(path).info == {"xmp": b"<x/>"}
 
 
 def test_damage_is_an_oserror_as_pillow_users_expect(compressed: bytes, tmp_path: Path) -> None:
