@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from nic.cli.files import Real, cores, expand, frame_range, report
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]
+
+# The parameters that mean nothing for videos, and those that mean nothing for pictures.
+OF_PICTURES = ("metrics", "targets", "jobs", "runs", "quick", "published")
+OF_VIDEOS = ("frames", "effort")
 
 
 def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -72,8 +77,16 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
     "--quick", is_flag=True, help="Three pictures, cut to 320x320, fewer settings, metrics and runs: two minutes."
 )
 @click.option("--video", "videos", is_flag=True, help="IMAGES are videos: compare nic with x264, x265 and SVT-AV1.")
-@click.option("--frames", callback=frame_range, metavar="A:B", help="Of videos, only frames A to B - 1, from 0.")
-@click.option("-e", "--effort", type=click.IntRange(1, 9), default=4, show_default=True, help="Of nic, with --video.")
+@click.option("--frames", callback=frame_range, metavar="A:B", help="With --video, only frames A to B - 1, from 0.")
+@click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(1, 9),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="With --video, nic's effort: 1 (fastest) to 9 (smallest file at equal quality).",
+)
 @click.option(
     "--published/--no-published",
     default=None,
@@ -102,7 +115,10 @@ def bench(
     nic bench --video clip.mp4 --frames 0:48 -o report
 
     FOLDER/report.html has the plots, tables, and the pictures side by side; the CSV files beside it have every figure.
+    Of videos, FOLDER/table.md has PSNR at equal rates, and FOLDER/points.csv every figure. Only --codecs, --frames,
+    --effort and --metric-weights concern them.
     """
+    _check_options(videos)
     try:
         from nic.bench import codecs, suite
     except ImportError as error:
@@ -132,6 +148,19 @@ def bench(
     click.echo(f"{folder / 'report.html'}")
     if results.failed:
         click.get_current_context().exit(BadInput.exit_code)
+
+
+def _check_options(videos: bool) -> None:
+    """Raises UsageError for options on the command line that would be ignored."""
+    context = click.get_current_context()
+    given = [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name in (OF_PICTURES if videos else OF_VIDEOS)
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot be used {'with' if videos else 'without'} --video")
 
 
 def _bench_videos(

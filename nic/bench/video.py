@@ -24,7 +24,7 @@ from nic.bench.measure import read_rows, write_csv
 from nic.bench.metrics import Meter, missing
 from nic.bench.results import Row
 from nic.bench.suite import machine
-from nic.errors import BadInput, OutputExists
+from nic.errors import BadInput, NicError, OutputExists
 from nic.media import Source
 from nic.models import store
 
@@ -138,7 +138,10 @@ def bench(
         say(f"{name} is left out: {why}")
     meter = Meter([name for name in METRIC_NAMES if name not in lacking], weights)
     for path in paths:
-        source = Source.open(str(path), *frames)
+        try:
+            source = Source.open(str(path), *frames)
+        except NicError as error:
+            raise type(error)(f"{path}: {error}") from error
         originals = list(source.frames())
         for name in names:
             codec = CODECS[name](effort)

@@ -75,6 +75,31 @@ def test_command(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (wrong.exit_code, wrong.stderr) == (6, f"nic: {tmp_path / 'file'} cannot be written: File exists\n")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--video", "--quick", "--at", "0.5"], "--at, --quick cannot be used with --video"),
+        (["--video", "--no-published", "-j", "1"], "--jobs, --published cannot be used with --video"),
+        (["--frames", "0:2"], "--frames cannot be used without --video"),
+        (["-e", "1"], "--effort cannot be used without --video"),
+    ],
+)
+def test_options_that_would_be_ignored(clip: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    result = click.testing.CliRunner().invoke(cli, ["bench", str(clip), "-o", str(tmp_path / "report"), *options])
+    assert (result.exit_code, result.stderr) == (2, f"nic: {message}\n")
+    assert not (tmp_path / "report").exists()
+
+
+def test_errors_name_the_video(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "METRIC_NAMES", ("psnr", "ms_ssim"))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    for path, frames, exit_code in ((broken, ":", 3), (clip, "9:", 2)):
+        arguments = ["bench", "--video", str(path), "-o", str(tmp_path), "--codecs", "x264", "--frames", frames]
+        result = click.testing.CliRunner().invoke(cli, arguments)
+        assert (result.exit_code, result.stderr.startswith(f"nic: {path}: ")) == (exit_code, True)
+
+
 def test_table_interpolates_over_the_logarithm_of_the_rate() -> None:
     def row(bpp: float, psnr: float) -> dict[str, object]:
         return {"video": "a", "label": "A", "bpp": bpp, "psnr": psnr}
