@@ -139,6 +139,7 @@ def salvage_clip(data: bytes) -> ClipFile:
 
 
 def unpack_clip(header: Header, payload: bytes) -> Clip:
+    """The clip in the payload of CLIP; raises BadFile."""
     reader = Reader(payload, "CLIP chunk")
     clip = Clip(**unpack_fields(CLIP_FIELDS, reader))
     if reader.remaining:
@@ -159,6 +160,7 @@ def check(header: Header, clip: Clip, error: type[BadFile | BadInput]) -> None:
 
 
 def unpack_group(payload: bytes, length: int, index: int) -> Group:
+    """The group of so many frames behind the index in the payload of GRUP; raises BadFile."""
     reader = Reader(payload, f"group {index}")
     ticks = [reader.varint()]
     for _ in range(length - 1):

@@ -190,6 +190,7 @@ def noted(problems: list[str]) -> Iterator[None]:
 
 
 def read_head(head: Chunk) -> Header:
+    """The header in a file's first chunk; raises BadFile or UnsupportedFile."""
     if head.tag != "HEAD":
         raise BadFile(f"the first chunk is {head.tag}, not HEAD")
     return unpack_header(head.payload)
@@ -198,7 +199,7 @@ def read_head(head: Chunk) -> Header:
 def picture_contents(header: Header) -> "Contents":
     """For the chunks of a picture. Raises UsageError if the file holds a clip."""
     if header.kind != Kind.IMAGE:
-        raise UsageError("the file holds a video, not a picture: nic decompress writes it, or a frame of it")
+        raise UsageError("the file holds a video, not a picture: decompress it to .mkv or .mp4, or one --frame of it")
     rows, columns = cell_grid(header)
     return Contents(header, "CELL", "cell", rows * columns, tuple(BLOCKS))
 
@@ -327,6 +328,7 @@ def _read_chunk(data: bytes, reader: Reader) -> Chunk:
 
 
 def pack_chunk(tag: str, payload: bytes) -> bytes:
+    """The bytes of a chunk; raises BadInput for a payload that is too long."""
     if len(payload) > MAX_CHUNK_LENGTH:
         raise BadInput(f"{len(payload)} bytes for chunk {tag}; the limit is {MAX_CHUNK_LENGTH}")
     framed = tag.encode() + pack_varint(len(payload)) + payload

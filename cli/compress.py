@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -133,28 +134,43 @@ def compress(
     """
     from nic.pixels import readable_suffixes
 
-    rates = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
-    options: dict[str, Any] = {name: value for name, value in rates.items() if value is not None}
-    if len(options) > 1:
+    given = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
+    rate = {name: value for name, value in given.items() if value is not None}
+    if len(rate) > 1:
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
     check_options(folder, force, resume, ray)
     targets = plan(paths, folder, ".nic", readable_suffixes())
-    options |= {"effort": effort, "mode": mode, "mask_rate": mask_rate, "device": device}
-    clip = {"frames": frames, "audio": not no_audio}
-    work = partial(_compress_one, targets=targets, options=options, clip=clip, force=force, resume=resume, quiet=quiet)
-    for_each(targets, work, jobs, ray)
+    options = Options(targets, rate, effort, mode, mask_rate, frames, not no_audio, device, force, resume, quiet)
+    for_each(targets, partial(_compress_one, options=options), jobs, ray)
 
 
-def _compress_one(
-    source: str,
-    *,
-    targets: dict[str, str],
-    options: dict[str, Any],
-    clip: dict[str, Any],
-    force: bool,
-    resume: bool,
-    quiet: bool,
-) -> Done:
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for, of each file."""
+
+    targets: dict[str, str]  # by source
+    rate: dict[str, Any]  # one of quality, bpp, size and psnr, or none
+    effort: int
+    mode: str
+    mask_rate: float
+    frames: tuple[int, int | None]
+    audio: bool
+    device: str
+    force: bool
+    resume: bool
+    quiet: bool
+
+
+def _compress_one(source: str, options: Options) -> Done:
+    target = options.targets[source]
+    if options.resume and os.path.isfile(target):
+        return Done()
+    check_target(target, options.force)
+    compress_it = _compress_video if _is_video(source) else _compress_picture
+    return compress_it(source, target, options)
+
+
+def _compress_picture(source: str, target: str, options: Options) -> Done:
     from PIL import Image
 
     from nic import codec
@@ -162,13 +178,7 @@ def _compress_one(
     from nic.media import looks_like_video
     from nic.pixels import load
 
-    target = targets[source]
-    if resume and os.path.isfile(target):
-        return Done()
-    check_target(target, force)
-    if _is_video(source):
-        return _compress_video(source, target, dict(options), **clip, resume=resume, quiet=quiet)
-    if clip["frames"] != (0, None):
+    if options.frames != (0, None):
         raise UsageError("--frames is for videos, and this is none")
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # nic's own limit instead of Pillow's lower one
     start = time.monotonic()
@@ -176,12 +186,13 @@ def _compress_one(
     if looks_like_video(data):
         raise BadInput("a video that can be read only once: save it as a file first")
     picture = load(data)
-    with picture_bar(source, quiet):
-        encoded = codec.compress(picture, **options)
+    coding = {"effort": options.effort, "mode": options.mode, "mask_rate": options.mask_rate}
+    with picture_bar(source, options.quiet):
+        encoded = codec.compress(picture, **options.rate, **coding, device=options.device)
     write(target, encoded.data)
     height, width, _ = picture.pixels.shape
     lines = [f"nic: {source}: {encoded.note}"] if encoded.note else []
-    if not quiet:
+    if not options.quiet:
         length = len(encoded.data)
         bits_per_pixel = 8 * length / (width * height)
         speed = width * height / 1e6 / (time.monotonic() - start)
@@ -203,27 +214,21 @@ def _is_video(source: str) -> bool:
         return False  # reading it as a picture says why
 
 
-def _compress_video(
-    source: str,
-    target: str,
-    options: dict[str, Any],
-    *,
-    frames: tuple[int, int | None],
-    audio: bool,
-    resume: bool,
-    quiet: bool,
-) -> Done:
+def _compress_video(source: str, target: str, options: Options) -> Done:
     from tqdm import tqdm
 
     from nic import video
     from nic.media import Source
 
-    if target == "-" or "psnr" in options:
-        raise UsageError("a video cannot go to stdout or be made for a --psnr: name a file, use --quality or --bpp")
-    if options.pop("mode") == "extreme" or options.pop("mask_rate"):
-        raise UsageError("videos have neither an extreme mode nor a mask rate")
-    clip = Source.open(source, *frames)
-    bar = tqdm(total=100, unit="%", disable=quiet or None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+    if target == "-":
+        raise UsageError("a video cannot go to stdout: name a file")
+    if "psnr" in options.rate:
+        raise UsageError("--psnr is for pictures: give --quality, --bpp or --size")
+    if options.mode == "extreme" or options.mask_rate:
+        raise UsageError("--mode extreme and --mask-rate are for pictures")
+    clip = Source.open(source, *options.frames)
+    bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    bar = tqdm(total=100, unit="%", disable=options.quiet or None, bar_format=bar_format)
 
     def show(progress: video.Progress) -> None:
         bar.n = round(100 * progress.done, 1)
@@ -232,7 +237,16 @@ def _compress_video(
     try:
         os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
         with bar:
-            done = video.compress(clip, target, **options, audio=audio, resume=resume, progress=show)
+            done = video.compress(
+                clip,
+                target,
+                **options.rate,
+                effort=options.effort,
+                audio=options.audio,
+                resume=options.resume,
+                device=options.device,
+                progress=show,
+            )
     except KeyboardInterrupt:
         report(f"nic: {source}: interrupted; the same command with --resume goes on")
         raise
@@ -240,7 +254,7 @@ def _compress_video(
         raise unwritable(target, error) from error
     count, pixels = len(clip.ticks), clip.width * clip.height * len(clip.ticks)
     lines = [f"nic: {source}: {note}" for note in done.notes]
-    if not quiet:
+    if not options.quiet:
         shape = f"{clip.width}x{clip.height}  {count} frames  {done.size / 1000:.1f} kB"
         lines.append(f"{source} -> {target}  {shape}  {8 * done.size / pixels:.4f} bpp  {done.psnr:.2f} dB")
     return Done(tuple(lines), pixels)

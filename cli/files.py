@@ -179,10 +179,15 @@ def outcomes(sources: Collection[str], work: Work, jobs: int) -> Iterator[tuple[
 
 
 def attempt(work: Work, source: str) -> Done | NicError | None:
+    """What `work` returns, or the NicError that it raises; one, too, where memory does not suffice."""
     try:
         return work(source)
     except NicError as error:
         return error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):  # what torch says of processors and GPUs
+            raise
+        return NicError("not enough memory for it: use fewer --jobs, --effort 1, or --device cpu")
 
 
 def cores() -> int:

@@ -29,6 +29,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EPILOG = """\b
 Exit codes:
   0    done
+  1    anything else: not enough memory, a process that was killed, or a bug in nic
   2    wrong usage
   3    an input cannot be read, or is no picture or video that nic can compress
   4    a .nic file is damaged, truncated, or no .nic file

@@ -53,6 +53,7 @@ def cell_slices(height: int, width: int) -> list[Slices]:
 
 
 def meet(a: slice, b: slice) -> bool:
+    """Whether two ranges have anything in common."""
     return bool(a.start < b.stop and b.start < a.stop)
 
 

@@ -32,6 +32,8 @@ Moments = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Metric:
+    """What is known of a metric before it is measured."""
+
     label: str  # in plots and tables
     unit: str  # or ""
     higher_is_better: bool

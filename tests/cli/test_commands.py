@@ -19,7 +19,7 @@ from PIL import Image
 
 from nic.cli import files
 from nic.cli.main import cli
-from nic.errors import BadInput, OutputExists, UsageError
+from nic.errors import BadInput, NicError, OutputExists, UsageError
 from nic.progress import advance, expect
 
 NIC = [sys.executable, "-m", "nic"]
@@ -262,13 +262,34 @@ def test_models() -> None:
 
 def test_help_documents_every_exit_code() -> None:
     text = nic("--help").stdout
-    for code in (0, 2, 3, 4, 5, 6, 130):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 130):
         assert f"\n    {code} " in text
     for command in cli.commands:
         assert nic(command, "--help").exit_code == 0
 
 
 # Files
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("Unable to allocate 2. GiB for an array"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("a bug"), False),
+    ],
+)
+def test_memory_that_does_not_suffice_is_one_line(error: Exception, told: bool) -> None:
+    def work(source: str) -> None:
+        raise error
+
+    if told:
+        outcome = files.attempt(work, "photo.png")
+        assert isinstance(outcome, NicError) and "memory" in str(outcome) and outcome.exit_code == 1
+    else:
+        with pytest.raises(RuntimeError, match="a bug"):
+            files.attempt(work, "photo.png")
 
 
 def test_two_sources_never_share_a_target(tmp_path: Path) -> None:
