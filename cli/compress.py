@@ -186,9 +186,15 @@ def _compress_picture(source: str, target: str, options: Options) -> Done:
     if looks_like_video(data):
         raise BadInput("a video that can be read only once: save it as a file first")
     picture = load(data)
-    coding = {"effort": options.effort, "mode": options.mode, "mask_rate": options.mask_rate}
     with picture_bar(source, options.quiet):
-        encoded = codec.compress(picture, **options.rate, **coding, device=options.device)
+        encoded = codec.compress(
+            picture,
+            **options.rate,
+            effort=options.effort,
+            mode=options.mode,
+            mask_rate=options.mask_rate,
+            device=options.device,
+        )
     write(target, encoded.data)
     height, width, _ = picture.pixels.shape
     lines = [f"nic: {source}: {encoded.note}"] if encoded.note else []
