@@ -60,6 +60,7 @@ Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
 Ahead = dict[int, tuple[bytes, Tensor]]  # by the cell's index: its words, and what they decode to
 LEVELS = 252  # highest quality level: quarters of a quality index
 MODES = ("auto", store.FIDELITY, store.EXTREME)
+DEVICES = ("auto", "cpu", "cuda")
 LOW_RATE = 0.25  # bits per pixel; fidelity mode's lowest quality takes less of nearly every picture
 SEARCHED = 9  # levels that a search tries: bisection takes 8, and the neighbour of what it finds may be one more
 
@@ -256,7 +257,12 @@ def model_of(header: Header, device: str) -> store.AnyModel:
 
 
 def load_model(wanted: bytes | str, device: str = "auto") -> store.AnyModel:
-    """The installed model with this id or name, on "cpu", "cuda" or whichever there is ("auto"); kept in memory."""
+    """The installed model with this id or name, on "cpu", "cuda" or whichever there is ("auto"); kept in memory.
+
+    Raises UnknownModel, and UsageError for a device that there is not.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is none of {', '.join(DEVICES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -252,7 +252,7 @@ def _reset_orientation(exif: bytes) -> tuple[int, bytes]:
     What does not begin like EXIF is dropped.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
+    if order is None or len(exif) < 8:  # less than a TIFF header, which TIFF and AVIF would refuse
         return 1, b""
     try:
         (directory,) = struct.unpack_from(order + "I", exif, 4)

@@ -67,6 +67,8 @@ def test_errors_of_the_functions(photo: np.ndarray) -> None:
         nic.encode(b"no picture")
     with pytest.raises(UsageError):
         nic.encode(photo, bpp=1, size=1000)
+    with pytest.raises(UsageError, match="auto, cpu, cuda"):
+        nic.encode(photo, device="gpu")
     with pytest.raises(BadFile):
         nic.decode(b"no .nic file")
 

@@ -289,12 +289,15 @@ def test_only_the_orientation_bytes_of_exif_change(photo: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff", b"garbage!", b"II*\0\xff\xff\xff\xff"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # by which Pillow tells of the damage
 def test_damaged_exif_does_no_harm(photo: np.ndarray, damage: bytes) -> None:
     image = Image.fromarray(photo)
     image.info["exif"] = damage
     picture = load(image)
     assert_equal(picture, photo)
     assert picture.exif in (damage, b"")
+    for format in ("PNG", "TIFF", "AVIF"):
+        saved(picture, format)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
