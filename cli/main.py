@@ -5,6 +5,7 @@ that `nic --help` and `nic info` answer without torch.
 """
 
 import errno
+import os
 import sys
 import warnings
 from typing import Any
@@ -83,4 +84,6 @@ for command in (compress, decompress, info, verify, models, train, codebook, ben
 
 def main() -> None:
     """The entry point of the `nic` script."""
+    if sys.stderr is None:  # closed; tqdm would write to stdout instead, into the file that may go there
+        sys.stderr = open(os.devnull, "w")
     cli(prog_name="nic")

@@ -404,6 +404,12 @@ def test_text_for_a_full_stdout() -> None:
     assert (result.returncode, result.stderr) == (6, "nic: output cannot be written: No space left on device\n")
 
 
+def test_stderr_that_is_closed(pictures: Path) -> None:
+    command = f"{sys.executable} -m nic compress {pictures / 'photo.png'} - -e 1 2>&-"
+    result = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE)
+    assert (result.returncode, result.stdout) == (0, (pictures / "photo.nic").read_bytes())
+
+
 def test_stdin_that_is_closed(pictures: Path) -> None:
     command = f"{sys.executable} -m nic info - <&-"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
