@@ -24,7 +24,6 @@ from nic.pixels import load, to_pil
 
 __all__ = ["Measured", "Plan", "Source", "crop_rows", "measure", "read_points", "read_rows", "read_source", "write_csv"]
 
-SMALLEST = 161  # pixels a side that MS-SSIM needs
 CROP = 384  # pixels a side of the pictures in the report
 QUICK_SIDE = 320
 QUICK_SETTINGS = 4
@@ -73,11 +72,12 @@ def centre(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def read_source(path: Path, name: str, quick: bool) -> Source:
-    """``name`` is how results call it. Raises BadInput for what cannot be read or is too small."""
+def read_source(path: Path, name: str, quick: bool, metrics: Sequence[str]) -> Source:
+    """``name`` is how results call it. Raises BadInput for what cannot be read or is too small for the metrics."""
     image = open_rgb(path, quick)
-    if min(image.size) < SMALLEST:
-        raise BadInput(f"{image.width}x{image.height} is too small: MS-SSIM needs {SMALLEST} pixels a side")
+    smallest, label = max((METRICS[metric].smallest, METRICS[metric].label) for metric in metrics)
+    if min(image.size) < smallest:
+        raise BadInput(f"{image.width}x{image.height} is too small: {label} needs {smallest} pixels a side")
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
     return Source(path, name, digest, image.width, image.height)
 

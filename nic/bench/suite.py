@@ -56,7 +56,9 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
     names = tuple(name for name in names if name not in lacking)
     for what, why in (skipped | lacking).items():
         say(f"{what} is left out: {why}")
-    sources, failed = readable(paths[:QUICK_IMAGES] if options.quick else paths, options.quick, say)
+    if not names:
+        raise BadInput("nothing to measure: no metric is available")
+    sources, failed = readable(paths[:QUICK_IMAGES] if options.quick else paths, options.quick, names, say)
     if not labels or not sources:
         raise BadInput(
             "nothing to measure: no codec is available" if sources else "nothing to measure: no usable picture"
@@ -100,16 +102,16 @@ def available_codecs(names: Sequence[str]) -> tuple[dict[str, str], dict[str, st
 
 
 def readable(
-    paths: Sequence[Path], quick: bool, say: Callable[[str], None]
+    paths: Sequence[Path], quick: bool, names: Sequence[str], say: Callable[[str], None]
 ) -> tuple[list[measure.Source], dict[str, str]]:
-    """The pictures that can be measured, each only once, and name -> why not of the others."""
+    """The pictures that the metrics ``names`` can measure, each only once, and name -> why not of the others."""
     sources: dict[str, measure.Source] = {}
     failed = {}
     count = Counter(path.name for path in paths)
     for path in paths:
         name = path.name if count[path.name] == 1 else str(path)
         try:
-            source = measure.read_source(path, name, quick)
+            source = measure.read_source(path, name, quick, names)
             sources.setdefault(source.hash, source)
         except BadInput as error:
             failed[name] = str(error)

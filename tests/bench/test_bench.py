@@ -105,7 +105,7 @@ def test_a_second_run_measures_only_what_is_new(
     _, folder = report
     before = read(folder / "points.csv")
     known = measure.read_points(folder / "points.csv")
-    source = measure.read_source(photos / "coffee.png", "coffee.png", quick=False)
+    source = measure.read_source(photos / "coffee.png", "coffee.png", quick=False, metrics=["psnr"])
     plan = measure.Plan(("psnr", "ms_ssim"), (0.25,), None, folder, False)
     mine = [row for row in known if (row["image"], row["codec"]) == ("again.png", "nic")]
     monkeypatch.setattr(measure, "open_rgb", lambda *_: pytest.fail("measured again"))
@@ -147,6 +147,18 @@ def test_nothing_to_measure(tmp_path: Path) -> None:
     result = bench(tmp_path, "--codecs", "jpeg", *OPTIONS, "-o", tmp_path / "report")
     assert result.exit_code == 3
     assert "no usable picture" in result.stderr
+
+
+def test_the_metrics_decide_which_pictures_are_too_small(photos: Path) -> None:
+    assert measure.read_source(photos / "small.jpg", "small.jpg", False, ("psnr", "lpips")).width == 50
+    with pytest.raises(BadInput, match="50x50 is too small: MS-SSIM needs 161"):
+        measure.read_source(photos / "small.jpg", "small.jpg", False, ("psnr", "ms_ssim"))
+
+
+def test_no_metric_at_all(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "missing", lambda names, weights: dict.fromkeys(names, "pip install it"))
+    result = bench(photos, "--codecs", "jpeg", *OPTIONS, "-o", tmp_path / "report")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (3, "nic: nothing to measure: no metric is available")
 
 
 def test_metrics_that_are_missing_are_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
