@@ -114,7 +114,7 @@ class Decoder:
         return words != self._payload and len(words) + 4 > len(self._payload)
 
     def check(self) -> None:
-        """Raise BadFile if the symbols so far take more words than there are: `finish` for the way, at no cost."""
+        """Raise BadFile if the symbols so far take more words than there are; unlike `finish`, at no cost."""
         if self._mirror.words > len(self._payload) // 4 + 1:  # one more than at the end may seal what is not the end
             raise BadFile("damaged cell: its words end before its symbols do")
 

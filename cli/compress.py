@@ -16,6 +16,7 @@ from nic.cli.files import (
     device_option,
     for_each,
     frame_range,
+    hides_bars,
     jobs_option,
     picture_bar,
     plan,
@@ -234,7 +235,7 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
         raise UsageError("--mode extreme and --mask-rate are for pictures")
     clip = Source.open(source, *options.frames)
     bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    bar = tqdm(total=100, unit="%", disable=options.quiet or None, bar_format=bar_format)
+    bar = tqdm(total=100, unit="%", disable=hides_bars(options.quiet), bar_format=bar_format)
 
     def show(progress: video.Progress) -> None:
         bar.n = round(100 * progress.done, 1)

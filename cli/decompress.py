@@ -19,6 +19,7 @@ from nic.cli.files import (
     check_target,
     device_option,
     for_each,
+    hides_bars,
     jobs_option,
     picture_bar,
     plan,
@@ -284,7 +285,7 @@ def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, q
     with (
         replacing(target) as part,
         ClipWriter(str(part), suffix, header.width, header.height, tick, aspect) as writer,
-        tqdm(total=clip.frames, unit="frame", disable=quiet or None) as bar,
+        tqdm(total=clip.frames, unit="frame", disable=hides_bars(quiet)) as bar,
     ):
         if file.audio:
             writer.add_audio(file.audio)

@@ -26,6 +26,7 @@ __all__ = [
     "expand",
     "for_each",
     "frame_range",
+    "hides_bars",
     "jobs_option",
     "picture_bar",
     "plan",
@@ -202,17 +203,21 @@ def report(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-@contextmanager
-def picture_bar(source: str, quiet: bool) -> Iterator[None]:
-    """A progress bar on a terminal for the coding in here, if it takes more than a second; none in another process."""
+def hides_bars(quiet: bool) -> bool:
+    """Whether there are to be no progress bars: in a quiet command, off a terminal, and in one process of several."""
     from multiprocessing import parent_process
 
+    return quiet or not sys.stderr.isatty() or parent_process() is not None
+
+
+@contextmanager
+def picture_bar(source: str, quiet: bool) -> Iterator[None]:
+    """A progress bar for the coding in here, if it takes more than a second."""
     from tqdm import tqdm
 
     from nic.progress import watched
 
-    hidden = quiet or not sys.stderr.isatty() or parent_process() is not None
-    with tqdm(desc=source, unit="step", delay=1, leave=False, disable=hidden) as bar, watched(bar):
+    with tqdm(desc=source, unit="step", delay=1, leave=False, disable=hides_bars(quiet)) as bar, watched(bar):
         yield
 
 

@@ -1,6 +1,7 @@
 """The `nic` command: what it writes, prints and returns."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -353,6 +354,13 @@ def test_progress_within_a_picture(terminal: bool, quiet: bool, monkeypatch: pyt
         time.sleep(1.1)  # shorter work shows no bar
         advance()
     assert ("large.png:  50%" in stderr.getvalue()) == (terminal and not quiet)
+
+
+def test_no_bars_from_one_process_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert not files.hides_bars(quiet=False)
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    assert files.hides_bars(quiet=False)
 
 
 # As real processes
