@@ -13,7 +13,16 @@ from torch.nn import functional as F
 
 from nic.models.config import ImageConfig, TransformConfig
 
-__all__ = ["Analysis", "Gain", "HyperAnalysis", "QUALITY_INDICES", "Synthesis", "lambda_of", "start_from_dct"]
+__all__ = [
+    "Analysis",
+    "Gain",
+    "HyperAnalysis",
+    "QUALITY_INDICES",
+    "Synthesis",
+    "bits_per_error",
+    "lambda_of",
+    "start_from_dct",
+]
 
 QUALITY_INDICES = 64  # quality runs over the reals in [0, 63]
 PATCH = 8
@@ -70,6 +79,11 @@ def lambda_of(quality: Tensor, config: ImageConfig) -> Tensor:
     """The trade-off that quality [B] stands for: loss = bits per pixel + lambda * MSE on the 0..255 scale."""
     low, high = math.log(config.lambda_min), math.log(config.lambda_max)
     return torch.exp(low + (high - low) / (QUALITY_INDICES - 1) * quality)
+
+
+def bits_per_error(quality: Tensor, config: ImageConfig) -> float:
+    """What a squared error of one sample, nominally in [0, 1], counts in bits at quality [1]; pixels have three."""
+    return float(lambda_of(quality, config)) * 255**2 / 3
 
 
 class Analysis(nn.Module):

@@ -25,7 +25,7 @@ from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import decode_indices, encode_indices, restore
 from nic.models import store
 from nic.models.prior import UNIT
-from nic.models.transforms import lambda_of
+from nic.models.transforms import bits_per_error
 from nic.pixels import Picture
 from nic.progress import advance, expect
 from nic.refine import Refinement, project, refine, steps_of
@@ -385,13 +385,13 @@ def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations
     """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``."""
     quality = torch.tensor([level / 4], device=model.device)
     y, z = analyze(model, pixels, quality)
-    bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3  # MSE is over three colours
+    weight = bits_per_error(quality, model.config)
 
     def code(targets: Tensor) -> Coded:
         return code_cells(model, targets, z, level, mask_rate)
 
     def distortion(latents: Tensor) -> tuple[float, Tensor]:
-        return distortion_gradient(model, latents, pixels, level, bits_per_error)
+        return distortion_gradient(model, latents, pixels, level, weight)
 
     return search_latents(code, distortion, y, iterations) if iterations else code(y)
 

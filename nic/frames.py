@@ -23,7 +23,7 @@ from nic.models.order import Coded as Place
 from nic.models.order import Layer, coding_order
 from nic.models.prior import CELL, CLASSES, GROUP, UNIT
 from nic.models.store import Model
-from nic.models.transforms import lambda_of
+from nic.models.transforms import bits_per_error
 from nic.models.video import BLOCK, GREY, Motion, predict, search, worth_of
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 from nic.windows import cell_slices, latent_grid, shrink
@@ -74,10 +74,10 @@ def encode_frame(
     """Codes pixels [H, W, 3] uint8 from decoded references of that size, along ``motion`` (see ``search``)."""
     target = to_frame(pixels, model.device)
     quality = torch.tensor([level / 4], device=model.device)
-    bits_per_error = float(lambda_of(quality, model.config)) * 255**2 / 3
+    weight = bits_per_error(quality, model.config)
     head = Encoder(tables_of(model))
     known = [to_frame(frame, model.device) for frame in references]
-    worth = worth_of(target, known, motion, bits_per_error)
+    worth = worth_of(target, known, motion, weight)
     prediction = predict(known, put_motion(model, head, motion, worth, len(known)))
     residual = (target - prediction + GREY).contiguous(memory_format=torch.channels_last)
     valid = slice(pixels.shape[0]), slice(pixels.shape[1])
@@ -92,7 +92,7 @@ def encode_frame(
         with torch.enable_grad():
             variable = latents.detach().clone().requires_grad_()
             wrong = (synthesize(model, variable, level) - residual)[:, :, valid[0], valid[1]]
-            error = bits_per_error * wrong.square().sum()
+            error = weight * wrong.square().sum()
             return error.item(), torch.autograd.grad(error, variable)[0]
 
     with torch.no_grad():

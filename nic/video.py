@@ -25,7 +25,7 @@ from nic.media import Source
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Coded, Layer
-from nic.models.transforms import lambda_of
+from nic.models.transforms import bits_per_error
 from nic.models.video import BLOCK, GREY
 from nic.refine import Refinement, refine
 from nic.weights import apply_weights, encode_weights, worth
@@ -124,7 +124,7 @@ def compress(
         raise
     with part.open("ab") as file:
         file.write(pack_end())
-    os.replace(part, target)
+    os.replace(part, os.path.realpath(target))  # a link stays one
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
         notes.append(f"the target is missed: {written} bytes instead of {size}")
@@ -184,13 +184,13 @@ class ClipEncoder:
         middle = len(self.source.ticks) // self.length // 2 * self.length
         frames = list(islice(self.source.frames(middle), min(TRIAL, self.length)))
         quality = torch.tensor([level / 4])
-        bits_per_error = float(lambda_of(quality, self.model.config)) / 3  # of an error of 1/255 in one colour
+        weight = bits_per_error(quality, self.model.config) / 255**2
 
         def cost(span: int) -> float:
             motion = GroupMotion.search(self.model, frames, span)
             coded = encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0)
             return sum(
-                8 * len(frame.words) + bits_per_error * squared_error(frames[place.frame], frame.pixels)
+                8 * len(frame.words) + weight * squared_error(frames[place.frame], frame.pixels)
                 for place, frame in zip(motion.order, coded, strict=True)
             )
 
@@ -258,9 +258,8 @@ class ClipEncoder:
         places = [slice(BLOCK * part.start, BLOCK * part.stop) for part in (rows, columns)]
         residual = (to_frame(pixels, self.model.device) - coded.prediction + GREY)[:, :, places[0], places[1]]
         height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
-        bits = float(lambda_of(quality, self.model.config)) * 255**2 / 3
         latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
-        return Sample(latents, residual.half(), height, width, quality, bits)
+        return Sample(latents, residual.half(), height, width, quality, bits_per_error(quality, self.model.config))
 
 
 def above(level: int, layer: Layer) -> int:
