@@ -16,7 +16,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from nic.pixels import load, to_pil
+from nic.bench.measure import open_rgb
 
 if TYPE_CHECKING:
     from nic.bench.results import Row
@@ -59,7 +59,7 @@ def run_child(*arguments: object) -> dict[str, Any]:
 
 def child(step: str, path: str, name: str, setting: str, runs: str, file: str) -> dict[str, Any]:
     """Runs one step; "encode" writes the file that "decode" reads. load and call: wall-clock and processor seconds."""
-    image = to_pil(load(Path(path))).convert("RGB")
+    image = open_rgb(Path(path), quick=False)
     clocks = [clock()]
     codec = import_module("nic.bench.codecs").load(name)
     call: Callable[[], Any] = partial(codec.encode, image, float(setting))
