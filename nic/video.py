@@ -36,7 +36,7 @@ GROUP = 48  # frames
 SPANS = (8, 4, 2)  # frames between forward frames: few where much moves
 TRIAL = 17  # frames that are coded to choose among them
 # How much better, in quality levels, key, forward and middle frames are than leaves: others are predicted from them.
-ABOVE = {Layer.KEY: 92, Layer.FORWARD: 68, Layer.MIDDLE: 36, Layer.LEAF: 0}
+ABOVE = {Layer.KEY: 70, Layer.FORWARD: 52, Layer.MIDDLE: 28, Layer.LEAF: 0}
 FIT_GROUPS = 2  # groups from which the clip's network is learned
 WINDOW = 32  # latents a side of what a sample holds of a frame: 512 pixels
 SEARCHES = 4  # sizes tried for a target
@@ -56,12 +56,12 @@ class Effort:
 EFFORTS = {
     1: Effort(0, 0),
     2: Effort(0, 1),
-    3: Effort(6, 1),
-    4: Effort(8, 2),
-    5: Effort(16, 3),
-    6: Effort(32, 5),
-    7: Effort(64, 9),
-    8: Effort(150, 16),
+    3: Effort(0, 2),
+    4: Effort(0, 3),
+    5: Effort(8, 5),
+    6: Effort(16, 8),
+    7: Effort(32, 12),
+    8: Effort(100, 20),
     9: Effort(400, 40),
 }
 
