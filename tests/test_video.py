@@ -192,12 +192,14 @@ def test_size_target(clip: Path, tmp_path: Path) -> None:
 def test_forward_frames_are_near_where_much_moves(tmp_path: Path) -> None:
     """A pan that is too fast to be predicted over eight frames, against a still."""
     photo = skimage.data.astronaut()
-    for step, span in ((0, 8), (8, 2)):
+    spans = []
+    for step in (0, 8):
         frames = [np.ascontiguousarray(photo[100:164, step * i : step * i + 96]) for i in range(9)]
         source = Source.open(str(write_clip(tmp_path / f"{step}.mkv", frames, audio=False)))
         encoder = video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[1])
         encoder.choose_span(100)
-        assert encoder.clip(100).span == span
+        spans.append(encoder.clip(100).span)
+    assert spans[0] > spans[1] == 2
 
 
 def test_interrupted_run_goes_on(clip: Path, groups: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
