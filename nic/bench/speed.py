@@ -16,7 +16,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from nic.bench.measure import open_rgb
+from PIL import Image
 
 if TYPE_CHECKING:
     from nic.bench.results import Row
@@ -37,9 +37,12 @@ def measure(image: Path, codec: str, setting: float, runs: int) -> "list[Row]":
     peak_mb: peak resident memory in 10^6 bytes of the process or, if larger, of one of its child processes, with the
     interpreter, the decoded picture and all that was loaded; "load" has that of encoding.
     """
+    from nic.bench.measure import open_rgb  # the measured process imports this module, and not all of that
+
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "file"
-        encoding, decoding = (run_child(step, image, codec, setting, runs, file) for step in ("encode", "decode"))
+        file, plain = Path(folder) / "file", Path(folder) / "plain.png"
+        open_rgb(image, quick=False).save(plain)
+        encoding, decoding = (run_child(step, plain, codec, setting, runs, file) for step in ("encode", "decode"))
         size = file.stat().st_size
     steps = {"load": (encoding["load"], encoding["peak_mb"])}
     steps |= {"encode": (encoding["call"], encoding["peak_mb"]), "decode": (decoding["call"], decoding["peak_mb"])}
@@ -59,7 +62,8 @@ def run_child(*arguments: object) -> dict[str, Any]:
 
 def child(step: str, path: str, name: str, setting: str, runs: str, file: str) -> dict[str, Any]:
     """Runs one step; "encode" writes the file that "decode" reads. load and call: wall-clock and processor seconds."""
-    image = open_rgb(Path(path), quick=False)
+    image = Image.open(path)
+    image.load()
     clocks = [clock()]
     codec = import_module("nic.bench.codecs").load(name)
     call: Callable[[], Any] = partial(codec.encode, image, float(setting))
