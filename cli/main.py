@@ -6,6 +6,7 @@ that `nic --help` and `nic info` answer without torch.
 
 import errno
 import os
+import signal
 import sys
 import warnings
 from typing import Any
@@ -37,7 +38,7 @@ Exit codes:
   5    a .nic file needs a newer nic, or a model that is not installed
   6    an output exists (use --force), or cannot be written
   7    a damaged .nic file was decoded, its lost parts filled in
-  130  interrupted
+  130  interrupted, by Ctrl-C or SIGTERM
 Of several files, a failed one does not stop the rest; the first failure decides the exit code.
 """
 
@@ -86,4 +87,5 @@ def main() -> None:
     """The entry point of the `nic` script."""
     if sys.stderr is None:  # closed; tqdm would write to stdout instead, into the file that may go there
         sys.stderr = open(os.devnull, "w")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unfinished files go, as after Ctrl-C
     cli(prog_name="nic")

@@ -382,13 +382,14 @@ def test_real_exit_codes(pictures: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_quiet(tmp_path: Path, sent: signal.Signals) -> None:
     os.mkfifo(tmp_path / "endless.png")
     process = subprocess.Popen(
         [*NIC, "compress", tmp_path / "endless.png", tmp_path / "out.nic"], stderr=subprocess.PIPE
     )
     with open(tmp_path / "endless.png", "wb"):  # waits until nic reads
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, b"")
     assert [path.name for path in tmp_path.iterdir()] == ["endless.png"]
