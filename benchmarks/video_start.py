@@ -20,7 +20,7 @@ from nic.frames import CodedFrame, GroupMotion, encode_group
 from nic.media import Source
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit, is_fast_in_bfloat16
-from nic.models.order import Coded
+from nic.models.order import Place
 from nic.models.transforms import Synthesis
 from nic.weights import apply_weights, encode_weights
 
@@ -36,7 +36,7 @@ def samples_of(path: str) -> tuple[store.Model, list[Sample], int]:
     level = round(QUALITY / 100 * video.LEVELS)
     samples: list[Sample] = []
 
-    def keep(place: Coded, frame: CodedFrame) -> None:
+    def keep(place: Place, frame: CodedFrame) -> None:
         samples.append(encoder.sample(frames[place.frame], frame, video.above(level, place.layer), 0))
 
     motion = GroupMotion.search(model, frames, encoder.span)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Coded", "Layer", "coding_order"]
+__all__ = ["Place", "Layer", "coding_order"]
 
 
 class Layer(Enum):
@@ -16,7 +16,7 @@ class Layer(Enum):
 
 
 @dataclass(frozen=True)
-class Coded:
+class Place:
     """One frame of a group: its place as they are shown, and those of its references."""
 
     frame: int
@@ -24,24 +24,24 @@ class Coded:
     layer: Layer
 
 
-def coding_order(length: int, span: int) -> list[Coded]:
+def coding_order(length: int, span: int) -> list[Place]:
     """The frames of a group, each after its references (bitstream/FORMAT.md section 14.3).
 
     Frame 0 is the key frame. Every ``span`` frames, and at the end, a forward frame refers to the one before; those
     between two such frames are predicted from both sides, the middle one first. So frame k needs at most
     k / span + log2(span) + 1 others.
     """
-    order = [Coded(0, (), Layer.KEY)]
+    order = [Place(0, (), Layer.KEY)]
 
     def between(left: int, right: int) -> None:
         middle = (left + right) // 2
         if left < middle:
-            order.append(Coded(middle, (left, right), Layer.MIDDLE if right - left > 2 else Layer.LEAF))
+            order.append(Place(middle, (left, right), Layer.MIDDLE if right - left > 2 else Layer.LEAF))
             between(left, middle)
             between(middle, right)
 
     for left in range(0, length - 1, span):
         right = min(left + span, length - 1)
-        order.append(Coded(right, (left,), Layer.FORWARD))
+        order.append(Place(right, (left,), Layer.FORWARD))
         between(left, right)
     return order

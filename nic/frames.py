@@ -19,8 +19,7 @@ from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.bitstream.header import Header
 from nic.cells import get_groups, put_cell
 from nic.effort import Coded, search_latents
-from nic.models.order import Coded as Place
-from nic.models.order import Layer, coding_order
+from nic.models.order import Layer, Place, coding_order
 from nic.models.prior import CELL, CLASSES, GROUP, UNIT
 from nic.models.store import Model
 from nic.models.transforms import bits_per_error

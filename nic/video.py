@@ -24,7 +24,7 @@ from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, leve
 from nic.media import Source
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
-from nic.models.order import Coded, Layer
+from nic.models.order import Layer, Place
 from nic.models.transforms import bits_per_error
 from nic.models.video import BLOCK, GREY
 from nic.refine import Refinement, refine
@@ -236,7 +236,7 @@ class ClipEncoder:
         samples: list[Sample] = []
         for frames, motion in self.sampled():
 
-            def keep(place: Coded, frame: CodedFrame, frames: list[np.ndarray] = frames) -> None:
+            def keep(place: Place, frame: CodedFrame, frames: list[np.ndarray] = frames) -> None:
                 samples.append(self.sample(frames[place.frame], frame, above(level, place.layer), len(samples)))
 
             encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0, keep)
@@ -272,7 +272,11 @@ class Job:
     def __init__(
         self, encoder: ClipEncoder, level: int, audio: bytes | None, part: Path, progress: Callable[[Progress], None]
     ) -> None:
-        self.encoder, self.level, self.audio, self.part, self.progress = encoder, level, audio, part, progress
+        self.encoder = encoder
+        self.level = level
+        self.audio = audio
+        self.part = part
+        self.progress = progress
         self.frames = len(encoder.source.ticks)
         self.fitting = self.frames * encoder.effort.epochs / (encoder.effort.epochs + 4 + 4 * encoder.effort.iterations)
         self.errors: list[float] = []  # PSNR of each frame
@@ -325,7 +329,7 @@ class Job:
     ) -> Group:
         start = index * clip.group
 
-        def after(place: Coded, frame: CodedFrame) -> None:
+        def after(place: Place, frame: CodedFrame) -> None:
             self.errors.append(psnr(frames[place.frame], frame.pixels))
             self.size += len(frame.words) + 3
             self.coded += 1
