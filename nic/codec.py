@@ -1,8 +1,10 @@
 """Pictures to .nic files and back: the whole story of one image, in the order in which it happens."""
 
 import bisect
+import copy
 import io
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,7 +64,8 @@ LEVELS = 252  # highest quality level: quarters of a quality index
 MODES = ("auto", store.FIDELITY, store.EXTREME)
 DEVICES = ("auto", "cpu", "cuda")
 LOW_RATE = 0.25  # bits per pixel; fidelity mode's lowest quality takes less of nearly every picture
-SEARCHED = 9  # levels that a search tries: bisection takes 8, and the neighbour of what it finds may be one more
+SEARCHED = 9  # levels that a bisection tries: 8, and the neighbour of what it finds may be one more
+REFINED = 5  # of them at more than the lowest effort, where that one has told where about to look
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,10 @@ def compress(
     encoder = PictureEncoder(picture, load_model(name, device), effort, mask_rate)
     if mode == "auto" and not mask_rate and target is not None and 8 * target < LOW_RATE * height * width:
         encoder = nearer(encoder, target, device, nearest=bpp is not None)
-    searched = SEARCHED if target is not None or psnr is not None else 1
-    expect(encoder.steps(decoding=psnr is not None) * searched)
+    if target is None and psnr is None:
+        expect(encoder.steps(decoding=False))
+    else:
+        expect(encoder.search_steps(decoding=psnr is not None))
     if target is not None:
         level, note = encoder.search_size(target, nearest=bpp is not None)
     elif psnr is not None:
@@ -335,17 +340,45 @@ class PictureEncoder:
             self.psnrs[level] = psnr(pixels, self.picture.pixels)
         return self.psnrs[level]
 
+    def search_steps(self, decoding: bool) -> int:
+        """What a search takes, about."""
+        if not self.iterations:
+            return SEARCHED * self.steps(decoding)
+        return SEARCHED * self.quick().steps(decoding) + REFINED * self.steps(decoding)
+
     def search_size(self, target: float, nearest: bool = False) -> tuple[int, str]:
         """The highest level whose file is no larger than ``target`` bytes, or the level nearest to it."""
-        above = first_level(lambda level: self.size_at(level) > target)
+        above = self.search(lambda encoder, level: encoder.size_at(level) / target, strictly=True)
         candidates = [min(max(level, 0), LEVELS) for level in (above - 1, above)]
         best = min(candidates, key=lambda level: abs(self.size_at(level) - target)) if nearest else candidates[0]
         return best, missed(self.size_at(best), target, best, "bytes")
 
     def search_psnr(self, target: float) -> tuple[int, str]:
         """The lowest level that reaches ``target`` dB."""
-        best = min(first_level(lambda level: self.psnr_at(level) >= target), LEVELS)
+        best = min(self.search(lambda encoder, level: encoder.psnr_at(level) / target), LEVELS)
         return best, missed(self.psnr_at(best), target, best, "dB")
+
+    def search(self, share: "Callable[[PictureEncoder, int], float]", strictly: bool = False) -> int:
+        """The lowest level whose share of a target is at least 1, strictly: more; LEVELS + 1 if there is none.
+
+        The lowest effort, many times faster, tells where about that is: its shares are off by about the same factor
+        at neighbouring levels.
+        """
+        reached = operator.gt if strictly else operator.ge
+        if not self.iterations:
+            return first_level(lambda level: reached(share(self, level), 1))
+        quick = self.quick()
+        guess = min(first_level(lambda level: reached(share(quick, level), 1)), LEVELS)
+        factor = share(self, guess) / share(quick, guess)
+        guess = min(first_level(lambda level: reached(factor * share(quick, level), 1)), LEVELS)
+        return first_level(lambda level: reached(share(self, level), 1), guess)
+
+    def quick(self) -> "PictureEncoder":
+        """The same at the lowest effort."""
+        encoder = copy.copy(self)
+        encoder.iterations = 0
+        encoder.files, encoder.psnrs = {}, {}
+        return encoder
 
 
 def psnr(decoded: np.ndarray, original: np.ndarray) -> float:
@@ -367,9 +400,19 @@ def nearer(encoder: PictureEncoder, target: float, device: str, nearest: bool) -
     return encoder if nearest and target - extreme.size_at(LEVELS) > least - target else extreme
 
 
-def first_level(reached: Callable[[int], bool]) -> int:
-    """The lowest quality level at which ``reached`` holds, by bisection; LEVELS + 1 if there is none."""
-    return bisect.bisect_left(range(LEVELS + 1), True, key=reached)
+def first_level(reached: Callable[[int], bool], guess: int | None = None) -> int:
+    """The lowest quality level at which ``reached`` holds; LEVELS + 1 if there is none.
+
+    By bisection, which starts with ever wider steps from a guess if there is one.
+    """
+    low, high, step = 0, LEVELS + 1, 1  # it is low, high or between them
+    while guess is not None and low <= guess < high:
+        if reached(guess):
+            high, guess = guess, guess - step
+        else:
+            low, guess = guess + 1, guess + step
+        step *= 2
+    return bisect.bisect_left(range(LEVELS + 1), True, low, high, key=reached)
 
 
 def missed(value: float, target: float, level: int, unit: str) -> str:

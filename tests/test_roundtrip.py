@@ -164,6 +164,31 @@ def test_progress_is_what_was_expected(options: dict[str, float]) -> None:
     assert decoding.done == decoding.total == 2 * 2
 
 
+@pytest.mark.parametrize("reached_from", [0, 1, 100, 252, 253])
+@pytest.mark.parametrize("guess", [None, 0, 99, 100, 101, 110, 252])
+def test_bisection_from_a_guess_finds_the_same(reached_from: int, guess: int | None) -> None:
+    tried = []
+    found = codec.first_level(lambda level: bool(tried.append(level)) or level >= reached_from, guess)
+    assert found == reached_from and len(tried) == len(set(tried)) and set(tried) <= set(range(253))
+    assert guess is None or abs(guess - found) > 1 or len(tried) <= 4
+
+
+@pytest.mark.parametrize("target", [{"size": 900}, {"bpp": 0.3}, {"psnr": 31.0}])
+def test_a_search_at_high_effort_finds_what_bisection_does(photo: np.ndarray, target: dict[str, float]) -> None:
+    picture, model = Picture(photo), codec.load_model("fidelity", "cpu")
+    found = codec.compress(picture, effort=2, mode="fidelity", **target)
+    encoder, level = codec.PictureEncoder(picture, model, effort=2), round(found.quality / 100 * 252)
+    if "psnr" in target:
+        assert encoder.psnr_at(level - 1) < target["psnr"] <= encoder.psnr_at(level)
+    elif "size" in target:
+        assert encoder.size_at(level) <= target["size"] < encoder.size_at(level + 1)
+    else:
+        wanted = target["bpp"] * photo.shape[0] * photo.shape[1] / 8
+        near = [abs(encoder.size_at(level + step) - wanted) for step in (0, -1, 1)]
+        assert near[0] == min(near)
+    assert found.data == encoder.file(level)
+
+
 def test_a_search_codes_no_level_twice_and_keeps_no_latents(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     levels = []
     analyze = codec.analyze
