@@ -2,8 +2,7 @@
 
     python benchmarks/masks.py PICTURES -o benchmarks/results
 
-Pictures are compressed at one quality of each mode with rising mask rates. Writes masks.csv
-with the means.
+Pictures are compressed at one quality of each mode with rising mask rates. Writes masks.csv with the means.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from nic.cli.files import Real, cores, expand, frame_range, report
+from nic.cli.files import Real, cores, effort_option, expand, frame_range, report
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]
@@ -78,15 +78,7 @@ def _names(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
 )
 @click.option("--video", "videos", is_flag=True, help="IMAGES are videos: compare nic with x264, x265 and SVT-AV1.")
 @click.option("--frames", callback=frame_range, metavar="A:B", help="With --video, only frames A to B - 1, from 0.")
-@click.option(
-    "-e",
-    "--effort",
-    type=click.IntRange(1, 9),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="With --video, nic's effort: 1 (fastest) to 9 (smallest file at equal quality).",
-)
+@effort_option("With --video, nic's effort: 1 (fastest) to 9 (smallest file at equal quality).")
 @click.option(
     "--published/--no-published",
     default=None,

@@ -14,6 +14,7 @@ from nic.cli.files import (
     check_options,
     check_target,
     device_option,
+    effort_option,
     for_each,
     frame_range,
     hides_bars,
@@ -72,15 +73,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     "--size", callback=_byte_size, metavar="BYTES", help="Aim at so many bytes; 20k is 20,000 and 1.5M is 1,500,000."
 )
 @click.option("--psnr", type=Real(0, min_open=True), metavar="DB", help="Aim at a PSNR in dB, say 35.")
-@click.option(
-    "-e",
-    "--effort",
-    type=click.IntRange(1, 9),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="1 (fastest) to 9 (best picture for its bytes, slowest); decoding is as fast for all.",
-)
+@effort_option("1 (fastest) to 9 (best picture for its bytes, slowest); decoding is as fast for all.")
 @click.option(
     "-m",
     "--mode",

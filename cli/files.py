@@ -23,6 +23,7 @@ __all__ = [
     "check_target",
     "cores",
     "device_option",
+    "effort_option",
     "expand",
     "for_each",
     "frame_range",
@@ -248,6 +249,13 @@ device_option = click.option(
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Files at a time."
 )
+
+
+def effort_option(help: str) -> Callable[..., Any]:
+    """-e, 1 to 9."""
+    return click.option(
+        "-e", "--effort", type=click.IntRange(1, 9), default=4, show_default=True, metavar="N", help=help
+    )
 
 
 def stdin_blocks() -> Iterator[bytes]:
