@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,8 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     "format_name",
     metavar="NAME",
     callback=_format_name,
-    help="png, tif, webp, avif, jpg, bmp, ppm; mkv, mp4, mov.  [default: by OUT's suffix; png with -o or to stdout]",
+    help="png, tif, webp, avif, jpg, bmp, ppm; mkv, mp4, mov.  "
+    "[default: by OUT's suffix; with -o png, and mkv of a video; png to stdout]",
 )
 @click.option(
     "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."
@@ -136,7 +137,8 @@ def decompress(
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
-    options = Options(targets, suffix, crop, frame, flow, partial, device, force, resume, quiet)
+    chosen = folder is None or format_name is not None
+    options = Options(targets, suffix, chosen, crop, frame, flow, partial, device, force, resume, quiet)
     for_each(targets, functools.partial(_decompress_one, options=options), jobs, ray)
 
 
@@ -146,6 +148,7 @@ class Options:
 
     targets: dict[str, str]  # by source
     suffix: str
+    chosen: bool  # the suffix was; else a video without --frame gets another
     crop: tuple[int, int, int, int] | None
     frame: int | None
     flow: dict[str, Any]  # fields of a Refinement, or none
@@ -163,13 +166,16 @@ def _decompress_one(source: str, options: Options) -> Done:
 
     target = options.targets[source]
     refinement = Refinement(**options.flow) if options.flow else None
+    data = None if options.chosen else read(source)
+    if data and options.frame is None and read_head(next(chunks(data))).kind == Kind.VIDEO:
+        target, options = str(Path(target).with_suffix(".mkv")), replace(options, suffix=".mkv")
     if options.resume and os.path.isfile(target):
         return Done()
     check_target(target, options.force)
     whole = options.crop is None and options.frame is None
     if source == "-" and whole and _is_for_picture(target, options.suffix):
         return _decompress_picture(source, None, target, options, refinement)
-    data = read(source)
+    data = data or read(source)
     if read_head(next(chunks(data))).kind == Kind.VIDEO:
         return _decompress_video(source, data, target, options, refinement)
     return _decompress_picture(source, data, target, options, refinement)

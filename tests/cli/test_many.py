@@ -1,6 +1,7 @@
 """Many files at once: in several processes, with a broken one among them, interrupted and resumed."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def test_jobs_and_resume(folder: Path) -> None:
     for path in sorted((folder / "back").rglob("*.png")):
         original = np.asarray(Image.open(folder / "in" / path.relative_to(folder / "back")), float)
         assert np.square(np.asarray(Image.open(path), float) - original).mean() < 400
+
+
+def test_decompressing_pictures_and_a_video(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    (tmp_path / "in").mkdir()
+    shutil.copy(next(golden.glob("cat-q20~*.nic")), tmp_path / "in" / "photo.nic")
+    shutil.copy(next((golden / "video").glob("cat~*.nic")), tmp_path / "in" / "clip.nic")
+    for options, code in (((), 0), ((), 6), (("--resume",), 0), (("--frame", "0"), 6)):
+        process = nic(tmp_path, "decompress", "in", "-o", "out", "--quiet", *options)
+        _, stderr = process.communicate()
+        assert process.returncode == code, stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mkv", "clip.png", "photo.png"]
 
 
 def test_interrupt_leaves_whole_files(folder: Path) -> None:
