@@ -77,6 +77,60 @@ def opened(path: str) -> Any:
     return av.open(f"file:{path}", options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"})
 
 
+@dataclass
+class Seen:
+    """What decoding a file once shows; ``size`` and ``aspect`` are those of upright frames."""
+
+    stamps: list[int]  # of the frames, in units of ``tick``
+    tick: Fraction
+    size: tuple[int, int]  # width, height
+    aspect: Fraction
+    interlaced: bool
+    notes: list[str]
+
+
+def look_through(path: str, last: int | None) -> Seen:
+    """Decodes a file up to frame ``last``. Raises BadInput, also for more than MAX_FRAMES."""
+    stamps: list[int | None] = []
+    size, interlaced, notes = (0, 0), False, list[str]()
+    with reading(), opened(path) as container:
+        stream = video_stream(container)
+        tick, aspect = stream.time_base or Fraction(1, 1000), stream.sample_aspect_ratio or Fraction(1)
+        for frame in container.decode(stream):
+            stamps.append(frame.pts)
+            if last is not None and len(stamps) > last:
+                break
+            if len(stamps) > MAX_FRAMES:
+                raise BadInput(f"more than {MAX_FRAMES} frames: take a part with --frames")
+            turned = frame.rotation % 180 == 90
+            shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
+            if len(stamps) == 1:
+                size, notes = shape, lost_of(frame)
+                aspect = 1 / aspect if turned and aspect else aspect
+            if shape != size:
+                raise BadInput(f"frame {len(stamps) - 1} is {shape[0]}x{shape[1]}, the first {size[0]}x{size[1]}")
+            interlaced = interlaced or frame.interlaced_frame
+        rate = stream.average_rate
+    if not stamps:
+        raise BadInput("the video has no frame that can be decoded")
+    if interlaced:
+        notes.append("interlaced frames are deinterlaced, one frame from each")
+    known = [stamp for stamp in stamps if stamp is not None]
+    if len(known) < len(stamps):
+        tick, known = 1 / (rate or Fraction(25)), list(range(len(stamps)))
+    return Seen(known, tick, size, aspect, interlaced, notes)
+
+
+def lost_of(frame: Any) -> list[str]:
+    """What of a frame's format is not kept, one line each."""
+    notes, components = [], frame.format.components
+    if components[0].bits > 8:
+        notes.append(f"{components[0].bits}-bit samples become 8-bit")
+    if any(component.is_alpha for component in components):
+        notes.append("the alpha channel is dropped")
+    return notes
+
+
 @dataclass(frozen=True)
 class Source:
     """A video file, or the frames ``first`` to ``last`` of it.
@@ -110,49 +164,18 @@ class Source:
         named = f"--frames {first}:{'' if last is None else last}"
         if not 0 <= first < (MAX_FRAMES if last is None else last):
             raise UsageError(f"{named} names no frame")
-        stamps: list[int | None] = []
-        notes: list[str] = []
-        size: tuple[int, int] | None = None
-        interlaced = False
-        with reading(), opened(path) as container:
-            stream = video_stream(container)
-            tick = stream.time_base or Fraction(1, 1000)
-            aspect = stream.sample_aspect_ratio or Fraction(1)
-            for frame in container.decode(stream):
-                stamps.append(frame.pts)
-                if last is not None and len(stamps) > last:
-                    break
-                if len(stamps) > MAX_FRAMES:
-                    raise BadInput(f"more than {MAX_FRAMES} frames: take a part with --frames")
-                turned = frame.rotation % 180 == 90
-                shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
-                if size is None:
-                    size = shape
-                    aspect = 1 / aspect if turned and aspect else aspect
-                    if frame.format.components[0].bits > 8:
-                        notes.append(f"{frame.format.components[0].bits}-bit samples become 8-bit")
-                    if any(component.is_alpha for component in frame.format.components):
-                        notes.append("the alpha channel is dropped")
-                interlaced = interlaced or frame.interlaced_frame
-                if shape != size:
-                    raise BadInput(f"frame {len(stamps) - 1} is {shape[0]}x{shape[1]}, the first {size[0]}x{size[1]}")
-            rate = stream.average_rate
-        if size is None:
-            raise BadInput("the video has no frame that can be decoded")
-        if any(stamp is None for stamp in stamps):
-            tick, stamps = 1 / (rate or Fraction(25)), list(range(len(stamps)))
-        if first >= len(stamps):
-            raise UsageError(f"{named} names no frame of {len(stamps)}")
-        chosen = [int(stamp) for stamp in stamps[first:last] if stamp is not None]
-        if interlaced:
-            notes.append("interlaced frames are deinterlaced, one frame from each")
+        seen = look_through(path, last)
+        if first >= len(seen.stamps):
+            raise UsageError(f"{named} names no frame of {len(seen.stamps)}")
+        chosen, tick, aspect = seen.stamps[first:last], seen.tick, seen.aspect
         begin, coarser = chosen[0] * tick, 1 + (max(chosen) - chosen[0]) // TICKS
         ticks, tick = [0], tick * coarser
         for stamp in chosen[1:]:
             ticks.append(max(ticks[-1] + 1, (stamp - chosen[0]) // coarser))
         aspect = aspect.limit_denominator(1000) if 1 / ASPECT_MAX <= aspect <= ASPECT_MAX else Fraction(1)
-        end = None if last is None or last >= len(stamps) else begin + (ticks[-1] + mean_step(ticks)) * tick
-        return cls(path, first, *size, tuple(ticks), tick, aspect, interlaced, begin, end, tuple(notes))
+        end = None if last is None or last >= len(seen.stamps) else begin + (ticks[-1] + mean_step(ticks)) * tick
+        notes = tuple(seen.notes)
+        return cls(path, first, *seen.size, tuple(ticks), tick, aspect, seen.interlaced, begin, end, notes)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         """The frames [H, W, 3] uint8 from ``start`` on. Raises BadInput, also where the file has become shorter."""
