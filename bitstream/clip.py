@@ -11,7 +11,7 @@ from nic.errors import BadFile, BadInput, UsageError
 __all__ = ["CLIP_FIELDS", "Clip", "ClipFile", "Group", "pack_end", "pack_group", "pack_start", "salvage_clip"]
 
 TICKS_MAX = 2**32 - 1
-BLOCKS = ("audi", "WGTS")
+BLOCKS = {"audi": "audio", "WGTS": "weights"}
 
 CLIP_FIELDS = (
     Field("frames", "varint", range(1, MAX_FRAMES + 1), "frames of the video"),
@@ -69,10 +69,10 @@ class ClipFile:
     header: Header
     clip: Clip
     groups: dict[int, Group]
-    audio: bytes | None
-    weights: bytes | None
     problems: tuple[str, ...]
     truncated: bool  # no intact DONE was reached
+    audio: bytes | None = None
+    weights: bytes | None = None
 
     @property
     def network_lost(self) -> bool:
@@ -83,7 +83,7 @@ class ClipFile:
 def pack_start(header: Header, clip: Clip, audio: bytes | None, weights: bytes | None) -> bytes:
     """Everything before the first group. Raises BadInput for a video that no file can hold."""
     check(header, clip, BadInput)
-    blocks = {tag: block for tag, block in zip(BLOCKS, (audio, weights), strict=True) if block is not None}
+    blocks = {tag: block for tag, block in (("audi", audio), ("WGTS", weights)) if block is not None}
     parts = [SIGNATURE, pack_chunk("HEAD", pack_header(header, blocks))]
     parts.append(pack_chunk("CLIP", pack_fields(CLIP_FIELDS, asdict(clip))))
     parts += [pack_chunk(tag, block) for tag, block in blocks.items()]
@@ -122,12 +122,12 @@ def salvage_clip(data: bytes) -> ClipFile:
     if clip_chunk is None or clip_chunk.tag != "CLIP":
         raise BadFile("the second chunk of a video is not CLIP")
     clip = unpack_clip(header, clip_chunk.payload)
-    contents, problems = Contents(header, "GRUP", "group", clip.groups, BLOCKS), list[str]()
+    contents, problems = Contents(header, "GRUP", "group", clip.groups, tuple(BLOCKS)), list[str]()
     truncated = collect(stream, head, contents, problems)
     blocks = dict[str, bytes | None]()
-    for tag in BLOCKS:
+    for tag, name in BLOCKS.items():
         with noted(problems):
-            blocks[tag] = contents.block(tag)
+            blocks[name] = contents.block(tag)
     groups, last = dict[int, Group](), -1
     for index in range(clip.groups):
         with noted(problems):
@@ -135,7 +135,7 @@ def salvage_clip(data: bytes) -> ClipFile:
             if group.ticks[0] <= last:
                 raise BadFile(f"group {index} starts at tick {group.ticks[0]}, but those before end at {last}")
             groups[index], last = group, group.ticks[-1]
-    return ClipFile(header, clip, groups, blocks.get("audi"), blocks.get("WGTS"), tuple(problems), truncated)
+    return ClipFile(header, clip, groups, tuple(problems), truncated, **blocks)
 
 
 def unpack_clip(header: Header, payload: bytes) -> Clip:

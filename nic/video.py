@@ -17,7 +17,7 @@ import torch
 from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS
-from nic.codec import LEVELS, load_model
+from nic.codec import LEVELS, load_model, psnr
 from nic.effort import check_options
 from nic.errors import BadFile, NicError, OutputExists, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
@@ -344,10 +344,6 @@ class Job:
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.square(a.astype(np.float32) - b).sum())
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return -10 * math.log10(max(squared_error(a, b) / a.size, 1e-6) / 255**2)
 
 
 # --- decoding

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import nic
-from nic import video
+from nic import codec, video
 from nic.bench.codecs import SCALE, ffmpeg_program
 from nic.bench.measure import read_rows, write_csv
 from nic.bench.metrics import Meter, missing
@@ -176,7 +176,7 @@ def measure(meter: Meter, originals: list[np.ndarray], decoded: list[np.ndarray]
     chosen = {round(i) for i in np.linspace(0, len(originals) - 1, FRAMES_MEASURED)}
     rows = [meter.measure(Image.fromarray(originals[i]), Image.fromarray(decoded[i])) for i in sorted(chosen)]
     values = {name: float(np.mean([row[name] for row in rows])) for name in meter.names}
-    values["psnr"] = float(np.mean([video.psnr(a, b) for a, b in zip(originals, decoded, strict=True)]))
+    values["psnr"] = float(np.mean([codec.psnr(a, b) for a, b in zip(originals, decoded, strict=True)]))
     return dict.fromkeys(METRIC_NAMES) | {name: round(value, 5) for name, value in values.items()}
 
 
