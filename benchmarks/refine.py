@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from nic import codec
 from nic.bench.measure import write_csv
-from nic.bench.metrics import Dists, Meter, moments, psnr, to_tensor
+from nic.bench.metrics import Meter, load_dists, psnr, to_tensor
 from nic.bench.results import Row
 from nic.models import store
+from nic.models.training.perceptual import Dists, moments
 from nic.pixels import Picture
 from nic.refine import Refinement
 
@@ -79,7 +80,7 @@ def main() -> None:
     if not paths:
         parser.error(f"no PNG files in {arguments.pictures}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    meter, dists = Meter(["lpips"], arguments.metric_weights), Dists(arguments.metric_weights)
+    meter, dists = Meter(["lpips"], arguments.metric_weights), load_dists(arguments.metric_weights)
     tried = [setting for coded in CODED for setting in settings(*coded)]
     originals: list[np.ndarray] = []
     for path in tqdm(paths):
@@ -101,7 +102,7 @@ def main() -> None:
 
 def measure(original: Image.Image, tried: list[Setting], meter: Meter, dists: Dists) -> np.ndarray:
     """Adds a row and patches to each setting; returns the patches of the original."""
-    features = list(dists(to_tensor(original)))
+    features = list(dists.features(to_tensor(original)))
     wanted = [moments(x) for x in features]
     files: dict[tuple[str, float], bytes] = {}
     for setting in tried:
@@ -111,14 +112,14 @@ def measure(original: Image.Image, tried: list[Setting], meter: Meter, dists: Di
             plain = codec.decompress(files[coded]).pixels
         pixels = codec.decompress(files[coded], refinement=setting.refinement).pixels
         decoded = Image.fromarray(pixels)
-        found = list(dists(to_tensor(decoded)))
+        found = list(dists.features(to_tensor(decoded)))
         again = codec.decompress(compress(pixels, setting))
         setting.rows.append(
             {
                 "bpp": 8 * len(files[coded]) / (original.width * original.height),
                 "psnr": psnr(original, decoded),
                 "lpips": meter.measure(original, decoded)["lpips"],
-                "dists": dists.distance(wanted, found),
+                "dists": dists.compare(wanted, found).item(),
                 "mean_shift": float(np.abs(pixels.mean((0, 1)) - plain.mean((0, 1))).max()),
                 "psnr_again": psnr(original, Image.fromarray(again.pixels)),
             }
@@ -132,8 +133,8 @@ def compress(pixels: np.ndarray, setting: Setting) -> bytes:
 
 
 def patches(activations: torch.Tensor) -> np.ndarray:
-    """Means [n, C] over the patches of activations [C, h, w]."""
-    means = F.avg_pool2d(activations[None], PATCH, PATCH // 2)[0]
+    """Means [n, C] over the patches of activations [1, C, h, w]."""
+    means = F.avg_pool2d(activations, PATCH, PATCH // 2)[0]
     flat: np.ndarray = means.flatten(1).T.double().numpy()
     return flat
 

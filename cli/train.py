@@ -86,7 +86,16 @@ perceptual_options = together(
         "--perceptual",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         required=True,
-        help="Folder with LPIPS's weights: alexnet*.pth of torchvision, lpips/alex.pth.",
+        help="Folder with LPIPS's weights: alexnet*.pth of torchvision, lpips/alex.pth; and DISTS's: vgg16*.pth of"
+        " torchvision, dists/weights.pt.",
+    ),
+    click.option(
+        "--dists",
+        "dists_weight",
+        type=Real(0),
+        default=0.0,
+        metavar="WEIGHT",
+        help="Weight of DISTS in the loss, beside LPIPS's of 1; by default 0, which takes half as long.",
     ),
     click.option(
         "--adversary",
@@ -211,6 +220,11 @@ def write_residuals(coder: Any, frames: Callable[[], Any], seed: int, folder: Pa
 )
 @click.option(
     "--synthesis-only", is_flag=True, help="Fit the codebooks to START-FROM's latents; only synthesis learns."
+)
+@click.option(
+    "--into",
+    type=EXISTING,
+    help="With --synthesis-only: weight file with START-FROM's codebooks that gets the synthesis; its model id stays.",
 )
 @perceptual_options
 @tuning_options

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from nic.models.bases import Bases
 from nic.models.config import ExtremeConfig
+from nic.models.prior import UNIT
 from nic.models.transforms import QUALITY_INDICES, Analysis, Synthesis
 
 if TYPE_CHECKING:
     from nic.models.training.adversary import Adversary
-    from nic.models.training.perceptual import Lpips
+    from nic.models.training.perceptual import Perceptual
 
-__all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "apart", "book_quality", "books_of", "nearest"]
+__all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "apart", "book_quality", "books_of", "nearest", "to_fixed_point"]
 
 BITS_MIN = 3  # the smallest codebook has 8 codewords
 GRID = 16  # pixels between latents
@@ -48,6 +49,11 @@ def nearest(vectors: Tensor, codewords: Tensor) -> Tensor:
 def apart(codewords: Tensor) -> Tensor:
     """The mean squared distance of sibling codewords: a measure for rate weights."""
     return (codewords[::2] - codewords[1::2]).square().sum(dim=1).mean()
+
+
+def to_fixed_point(codewords: Tensor) -> Tensor:
+    """Codewords as models have them, in steps of 1 / UNIT and 16 bits."""
+    return torch.round(codewords * UNIT).clamp(-(2**15) + 1, 2**15 - 1)
 
 
 class Codebook(nn.Module):
@@ -152,16 +158,16 @@ class ExtremeCodec(nn.Module):
         images: Tensor,
         book: Tensor,
         basis_weight: Tensor | None,
-        perceptual: "Lpips",
+        perceptual: "Perceptual",
         adversary: "Adversary | None" = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """MSE + LPIPS + distances to codewords, and the adversary's loss, some of whose gradients are its own."""
+        """MSE + LPIPS + DISTS + distances to codewords, and the adversary's, some of whose gradients are its own."""
         out = self(images, book, basis_weight)
         mse = (out["images"].float() - images).square().mean(dim=(1, 2, 3))
-        lpips = perceptual.loss(out["images"].float(), images)
+        seen, its_parts = perceptual.loss(out["images"].float(), images)
         distances = self.config.commitment * out["commitment"] + CODEBOOK_WEIGHT * out["codebook"]
-        loss = (self.config.mse * mse + lpips + distances).mean()
-        parts = {"mse": mse, "lpips": lpips, "distance": out["commitment"]}
+        loss = (self.config.mse * mse + distances).mean() + seen
+        parts = {"mse": mse, **its_parts, "distance": out["commitment"]}
         if adversary:
             contest, its_parts = adversary.loss(out["images"], images, out["codewords"])
             loss, parts = loss + contest, parts | its_parts

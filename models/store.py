@@ -40,13 +40,13 @@ __all__ = [
     "AnyModel",
     "ExtremeModel",
     "Model",
-    "add_recovery",
     "available",
     "find",
     "load",
     "load_extreme",
     "load_refiner",
     "model_id",
+    "put_network",
     "read_codebooks",
     "save",
     "save_extreme",
@@ -226,14 +226,18 @@ def write(
 ) -> bytes:
     """Writes a weight file, networks in float16."""
     tensors: dict[str, np.ndarray] = {}
-    for part, module in networks.items():
-        for name, value in module.state_dict().items():
-            tensors[f"{part}.{name}"] = value.cpu().half().numpy()
+    for part, network in networks.items():
+        tensors |= halves(part, network)
     tensors |= integers
     identity = model_id(tensors, mode)
     metadata = {"mode": mode, "id": identity.hex(), "config": json.dumps(asdict(config)), "card": json.dumps(card)}
     write_tensors(tensors, path, metadata)
     return identity
+
+
+def halves(part: str, network: "nn.Module") -> dict[str, np.ndarray]:
+    """The tensors of a network in float16."""
+    return {f"{part}.{name}": value.cpu().half().numpy() for name, value in network.state_dict().items()}
 
 
 def write_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
@@ -258,15 +262,14 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
     raise ValueError("not integers of 32 bits")
 
 
-def add_recovery(path: Path, recovery: "Recovery") -> None:
-    """Writes a recovery network, in float16, into the weight file of an extreme model."""
-    from safetensors.numpy import load_file
+def put_network(path: Path, part: str, network: "nn.Module") -> None:
+    """Writes a network, in float16, into a weight file, in place of that part's if it has one; the model id stays.
 
-    metadata = read_metadata(path)
-    tensors = {name: value for name, value in load_file(path).items() if not name.startswith("recovery.")}
-    state = recovery.state_dict().items()
-    tensors |= {f"recovery.{name}": value.cpu().half().numpy() for name, value in state}
-    write_tensors(tensors, path, metadata)
+    For parts that decide no symbol: of extreme models, "synthesis" and "recovery".
+    """
+    metadata, tensors = read_weights(path)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
+    write_tensors(tensors | halves(part, network), path, metadata)
 
 
 def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> AnyModel:

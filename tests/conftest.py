@@ -9,7 +9,7 @@ import skimage.data
 import skimage.io
 import torch
 
-from nic.models.training.perceptual import LAYERS
+from nic.models.training.perceptual import LAYERS, STAGES
 
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
@@ -47,7 +47,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For training with LPIPS: a network of AlexNet's layers, narrow and random."""
+    """For training with LPIPS and DISTS: networks of AlexNet's and VGG's layers, narrow and random."""
     folder = tmp_path_factory.mktemp("perceptual")
     (folder / "lpips").mkdir()
     torch.manual_seed(0)
@@ -61,4 +61,12 @@ def perceptual(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs = 8
     torch.save(features, folder / "alexnet_random.pth")
     torch.save(heads, folder / "lpips" / "alex.pth")
+    features, inputs = {}, 3
+    for layer in (layer for stage in STAGES for layer in stage):
+        features |= {f"features.{layer}.weight": torch.randn(4, inputs, 3, 3), f"features.{layer}.bias": torch.zeros(4)}
+        inputs = 4
+    torch.save(features, folder / "vgg16_random.pth")
+    (folder / "dists").mkdir()
+    weights = {name: torch.rand(1, 3 + 4 * len(STAGES), 1, 1) for name in ("alpha", "beta")}
+    torch.save(weights, folder / "dists" / "weights.pt")
     return folder

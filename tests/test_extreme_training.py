@@ -5,6 +5,7 @@ import errno
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from nic import codec
+from nic.errors import UsageError
 from nic.models import store
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import Codebook, ExtremeCodec, nearest
@@ -22,7 +24,7 @@ from nic.models.prior import UNIT
 from nic.models.recovery import Recovery, smooth_fill
 from nic.models.training import extreme, indices, recovery
 from nic.models.training.image import train as train_fidelity
-from nic.models.training.perceptual import Lpips
+from nic.models.training.perceptual import Lpips, Perceptual
 from nic.pixels import Picture
 
 FIDELITY = ImageConfig(16, 1, 32, 1, 32, 8, 16, 1, 0.001, 0.05)
@@ -93,6 +95,39 @@ def weights(checkpoints: tuple[Path, Path], photographs: Path, tmp_path_factory:
     return folder / "test.safetensors"
 
 
+def test_a_weight_file_takes_a_synthesis_that_learned_from_its_codebooks(
+    checkpoints: tuple[Path, Path], weights: Path, photographs: Path, perceptual: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(weights.read_bytes())
+
+    def train(name: str, start: Path, **options: Any) -> Path:
+        return extreme.train(CONFIG, OPTIONS, [photographs], tmp_path / name, 0.02, perceptual, start, **options)
+
+    last = train("run", checkpoints[1], synthesis_only=True, dists_weight=1.0, into=copy)
+    before, after = store.load_extreme(weights), store.load_extreme(copy)
+    trained = torch.load(last, weights_only=True)["average"]["synthesis.patch.weight"]
+    assert before.id == after.id and after.recovery is not None
+    assert torch.equal(after.synthesis.patch.weight, trained.half().float())
+    assert not torch.equal(after.synthesis.patch.weight, before.synthesis.patch.weight)
+    with pytest.raises(UsageError, match="other codebooks"):
+        train("another", checkpoints[0], synthesis_only=True, into=copy)
+    with pytest.raises(UsageError, match="synthesis-only"):
+        train("third", checkpoints[1], into=copy)
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_dists_joins_lpips_in_the_loss(perceptual: Path, weight: float) -> None:
+    loss = Perceptual(perceptual, weight)
+    originals = torch.rand(3, 3, 160, 160)
+    total, parts = loss.loss((0.8 * originals).requires_grad_(), originals)
+    expected = parts["lpips"].mean() + (weight * parts["dists"].mean() if weight else 0)
+    assert total.item() == pytest.approx(expected.item()) and total.requires_grad
+    assert set(parts) == ({"lpips", "dists"} if weight else {"lpips"})
+    if weight:
+        assert parts["dists"].shape == (2,) and 0 < parts["dists"].min() and parts["dists"].max() < 1
+
+
 def test_a_weight_file_is_written_as_a_whole(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full while the recovery is written leaves the model as it was."""
     before = weights.read_bytes()
@@ -103,7 +138,7 @@ def test_a_weight_file_is_written_as_a_whole(weights: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(OSError, match="No space"):
-        store.add_recovery(weights, Recovery(CONFIG))
+        store.put_network(weights, "recovery", Recovery(CONFIG))
     assert weights.read_bytes() == before and list(weights.parent.glob("*.partial")) == []
 
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from nic.errors import BadInput, UsageError
+from nic.models import store
 from nic.models.bases import BASES, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
-from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
+from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest, to_fixed_point
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
-from nic.models.training.perceptual import Lpips
+from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, take_over
 from nic.models.transforms import Analysis, Synthesis
@@ -50,19 +51,24 @@ def train(
     synthesis_only: bool = False,
     bfloat16: bool = False,
     adversary_weight: float = 0.0,
+    dists_weight: float = 0.0,
+    into: Path | None = None,
 ) -> Path:
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
-    perceptual: the folder of LPIPS's weights. start_from: the checkpoint of another run, or checkpoint or weight file
-    of a fidelity codec with trunks of the same width and no more blocks. With synthesis_only, the former: its analysis
-    stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision of the
-    convolutions. adversary_weight: of the adversarial loss; with 0 there is none.
+    perceptual: the folder of LPIPS's weights, and DISTS's. start_from: the checkpoint of another run, or checkpoint or
+    weight file of a fidelity codec with trunks of the same width and no more blocks. With synthesis_only, the former:
+    its analysis stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision
+    of the convolutions. adversary_weight: of the adversarial loss; with 0 there is none. dists_weight: of DISTS. into:
+    with synthesis_only, a weight file with the same codebooks, which gets the synthesis in the end.
     """
+    if into and not synthesis_only:
+        raise UsageError("a weight file takes the synthesis of a run with --synthesis-only")
     training = Training(run, minutes, options, device, bfloat16)
     where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
     validation = read_photos(data, "val", workers)[:16] if training.first else []
-    lpips = Lpips(perceptual).to(where)
+    seen = Perceptual(perceptual, dists_weight).to(where)
 
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
     resumed = (run / "last.pt").exists()
@@ -75,6 +81,8 @@ def train(
         if not resumed and model.codebook.fitted.isnan().any():
             fit_codebooks(model, photos)
             fit_bases(model, photos)
+        if into:
+            check_codebooks(model, into)
     else:
         learning += [(model.codebook, 1.0), (model.analysis, SLOW)]
         if not resumed and is_run(start_from):
@@ -92,14 +100,24 @@ def train(
             rows = torch.rand(options.batch, device=where) < ADDING_SHARE
             book = torch.where(rows, books - 1, book)
             weight = rows * low * (high / low) ** torch.rand(options.batch, device=where)
-        return model.loss(photos.crops(options.batch, options.crop), book, weight, lpips, adversary)
+        return model.loss(photos.crops(options.batch, options.crop), book, weight, seen, adversary)
 
     checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
     if validation:
-        for row in evaluate(model.eval(), validation, lpips, range(books)[::3]):
+        for row in evaluate(model.eval(), validation, seen.lpips, range(books)[::3]):
             training.write({"validation": row})
+    if into and training.first:
+        store.put_network(into, "synthesis", model.synthesis)
     training.close()
     return checkpoint
+
+
+def check_codebooks(model: ExtremeCodec, weights: Path) -> None:
+    """Raises UsageError unless a weight file has the codebooks of ``model``."""
+    theirs = store.load_extreme(weights).codewords
+    ours = [to_fixed_point(model.codebook.codewords(book).cpu()) for book in range(books_of(model.config))]
+    if len(ours) != len(theirs) or not all(map(torch.equal, ours, theirs)):
+        raise UsageError(f"{weights} has other codebooks: make a weight file with nic train indices")
 
 
 def is_run(path: Path) -> bool:

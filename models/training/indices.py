@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nic.models import store
 from nic.models.bases import BASES, CONTEXTS, RATE_WEIGHTS, choices, choose, visit
 from nic.models.config import ExtremeConfig, TrainConfig
-from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest
+from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest, to_fixed_point
 from nic.models.indices import LOGIT_CLASSES, LOGIT_STEP, STEPS, IndexPrior, path_of, step_positions
 from nic.models.prior import UNIT
 from nic.models.training.codebook import to_frequencies
@@ -80,10 +80,6 @@ class Tables:
         start = 2 ** (book + BITS_MIN) - 2**BITS_MIN
         rows = torch.where(indices >= 0, indices + start[:, None, None], len(self.all) - 1)
         return self.all[rows].movedim(-1, 1)
-
-
-def to_fixed_point(codewords: Tensor) -> Tensor:
-    return torch.round(codewords * UNIT).clamp(-(2**15) + 1, 2**15 - 1)
 
 
 def index_bits(prior: IndexPrior, tables: Tables, indices: Tensor, book: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,11 @@
-"""LPIPS as a loss: distances between features of AlexNet, weighted by what people see.
+"""LPIPS and DISTS as losses: distances between features of AlexNet and of VGG-16, weighted by what people see.
 
-Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924. The weights
-are not part of nic: torchvision's AlexNet and the linear heads of the package lpips, from a folder on this machine.
+Their weights are not part of nic: torchvision's backbones, the linear heads of the package lpips, and the weights of
+the package DISTS-pytorch, from a folder on this machine.
 """
 
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -13,15 +15,43 @@ from torch.nn import functional as F
 
 from nic.errors import BadInput
 
-__all__ = ["Lpips"]
+__all__ = ["Dists", "Lpips", "Moments", "Perceptual", "moments"]
+
+Moments = tuple[Tensor, Tensor, Tensor]
 
 # Index of a convolution among torchvision's AlexNet features, its stride and padding, and whether pooling precedes it.
 LAYERS = ((0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False))
 PERIOD = 16  # pixels between its coarsest features
+STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # the convolutions of VGG-16 between poolings
+EPSILON = 1e-6  # of DISTS
+# DISTS takes as long as 15 times LPIPS, so that it sees only a part of each batch, and a window of that.
+SHARE = 3 / 8
+WINDOW = 128
+
+
+class Perceptual(nn.Module):
+    """LPIPS + ``weight`` * DISTS, as a loss."""
+
+    def __init__(self, folder: Path, weight: float = 0.0) -> None:
+        """folder: weights as for Lpips and, unless ``weight`` is 0, Dists; raises BadInput if they are not there."""
+        super().__init__()
+        self.lpips, self.weight = Lpips(folder), weight
+        self.dists = Dists.read(folder) if weight else None
+
+    def loss(self, images: Tensor, originals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of two batches [B, 3, H, W] in [0, 1] the mean, and for the log its parts [B] or less."""
+        parts = {"lpips": self.lpips.loss(images, originals)}
+        if self.dists:
+            parts["dists"] = self.dists.loss(images, originals)
+        total = parts["lpips"].mean()
+        return total + self.weight * parts["dists"].mean() if self.dists else total, parts
 
 
 class Lpips(nn.Module):
-    """LPIPS 0.1 over AlexNet of two batches [B, 3, H, W] in [0, 1]: [B]."""
+    """LPIPS 0.1 over AlexNet of two batches [B, 3, H, W] in [0, 1]: [B].
+
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924.
+    """
 
     def __init__(self, folder: Path) -> None:
         """``folder``: alexnet*.pth (torchvision's names) and lpips/alex.pth, at any depth; BadInput if not."""
@@ -62,6 +92,84 @@ class Lpips(nn.Module):
         return self(images[..., row:, column:], originals[..., row:, column:])
 
 
+class Dists(nn.Module):
+    """DISTS of two batches [B, 3, H, W] in [0, 1]: [B].
+
+    Ding et al., "Image Quality Assessment: Unifying Structure and Texture Similarity", arXiv 2004.07728.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    window: Tensor
+
+    def __init__(self, vgg: dict[str, Tensor], alpha: Tensor, beta: Tensor) -> None:
+        """vgg: VGG-16's convolutions by torchvision's names; alpha, beta: the package's weights, flat."""
+        super().__init__()
+        for layer in (layer for stage in STAGES for layer in stage):
+            weight = vgg[f"features.{layer}.weight"].contiguous(memory_format=torch.channels_last)  # a sixth faster
+            self.register_buffer(f"weight{layer}", weight)
+            self.register_buffer(f"bias{layer}", vgg[f"features.{layer}.bias"])
+        self.channels = [3, *(len(vgg[f"features.{stage[-1]}.bias"]) for stage in STAGES)]
+        total = alpha.sum() + beta.sum()
+        self.register_buffer("alpha", alpha / total)
+        self.register_buffer("beta", beta / total)
+        window = torch.tensor([0.25, 0.5, 0.25])  # Hann's, of which L2 pooling is the weighted root mean square
+        self.register_buffer("window", window[:, None] * window)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+
+    @classmethod
+    def read(cls, folder: Path) -> "Dists":
+        """From vgg16*.pth and dists/weights.pt in the folder, at any depth; raises BadInput if they are not there."""
+        names = [f"features.{layer}.{kind}" for stage in STAGES for layer in stage for kind in ("weight", "bias")]
+        weights = read(folder, "dists/weights.pt", ["alpha", "beta"])
+        return cls(read(folder, "vgg16*.pth", names), weights["alpha"].flatten(), weights["beta"].flatten())
+
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """The images, and the last activations of each stage."""
+        yield images
+        x = (images - self.mean) / self.deviation
+        for stage in STAGES:
+            if stage[0]:
+                window = self.window.to(x.dtype).expand(x.shape[1], 1, 3, 3)
+                x = (F.conv2d(x.square(), window, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+            for layer in stage:
+                x = F.relu(F.conv2d(x, getattr(self, f"weight{layer}"), getattr(self, f"bias{layer}"), padding=1))
+            yield x
+
+    def compare(self, originals: Iterable[Moments], features: Iterable[Tensor]) -> Tensor:
+        """From the moments of the originals' features and the features of the images."""
+        similarity = torch.zeros((), device=self.alpha.device)
+        weights = zip(self.alpha.split(self.channels), self.beta.split(self.channels), strict=True)
+        for (alpha, beta), (x, x_mean, x_variance), activations in zip(weights, originals, features, strict=True):
+            y, y_mean, y_variance = moments(activations)
+            covariance = (x * y).mean((2, 3))
+            texture = (2 * x_mean * y_mean + EPSILON) / (x_mean.square() + y_mean.square() + EPSILON)
+            structure = (2 * covariance + EPSILON) / (x_variance + y_variance + EPSILON)
+            similarity = similarity + texture @ alpha + structure @ beta
+        return 1 - similarity
+
+    def forward(self, images: Tensor, originals: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = [moments(x) for x in self.features(originals)]
+        return self.compare(wanted, self.features(images))
+
+    def loss(self, images: Tensor, originals: Tensor) -> Tensor:
+        """DISTS of a random window of some of the pictures."""
+        chosen = torch.randperm(len(images))[: math.ceil(SHARE * len(images))]
+        row, column = (int(torch.randint(max(0, side - WINDOW) + 1, ())) for side in images.shape[2:])
+        window = (chosen, slice(None), slice(row, row + WINDOW), slice(column, column + WINDOW))
+        return self(images[window], originals[window])
+
+
+def moments(x: Tensor) -> Moments:
+    """Activations [B, C, h, w] less their means, and means and variances [B, C] over positions, in float32."""
+    x = x.float()
+    mean = x.mean((2, 3))
+    centred = x - mean[:, :, None, None]
+    return centred, mean, centred.square().mean((2, 3))
+
+
 def unit(x: Tensor) -> Tensor:
     """Activations [B, C, h, w] scaled to length 1 at each position."""
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
@@ -76,4 +184,4 @@ def read(folder: Path, pattern: str, names: list[str]) -> dict[str, Tensor]:
         state = torch.load(found[0], map_location="cpu", weights_only=True)
         return {name: state[name].float() for name in names}
     except (EOFError, KeyError, RuntimeError, UnpicklingError) as error:
-        raise BadInput(f"{found[0]} does not hold the weights that LPIPS needs") from error
+        raise BadInput(f"{found[0]} does not hold the weights that training needs") from error

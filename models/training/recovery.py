@@ -72,5 +72,5 @@ def train(
     optimizer = torch.optim.Adam(recovery.parameters(), OPTIONS.learning_rate, fused=True)
     training.fit(recovery, [optimizer], loss, generator.manual_seed, model.config)
     if training.first:
-        store.add_recovery(weights, recovery)
+        store.put_network(weights, "recovery", recovery)
     training.close()

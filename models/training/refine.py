@@ -19,7 +19,7 @@ from nic.models.refiner import NOISE, Refiner, euler
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, is_first, read_checkpoint
-from nic.models.training.perceptual import Lpips
+from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, take_over
 from nic.models.transforms import QUALITY_INDICES
@@ -84,18 +84,19 @@ def train(
     start_from: Path | None = None,
     bfloat16: bool = False,
     adversary_weight: float = 0.0,
+    dists_weight: float = 0.0,
 ) -> Path:
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
-    perceptual: the folder of LPIPS's weights. codecs: weight files of the fidelity and of the extreme mode.
-    start_from: a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the precision of convolutions.
-    adversary_weight: of the adversarial loss; with 0 there is none.
+    perceptual: the folder of LPIPS's weights, and DISTS's. codecs: weight files of the fidelity and of the extreme
+    mode. start_from: a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the precision of
+    convolutions. adversary_weight: of the adversarial loss; with 0 there is none. dists_weight: of DISTS.
     """
     training = Training(run, minutes, options, device, bfloat16)
     where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
     validation = read_photos(data, "val", workers)[:16] if training.first else []
-    lpips, coder = Lpips(perceptual).to(where), Coder(*codecs, where)
+    seen, coder = Perceptual(perceptual, dists_weight).to(where), Coder(*codecs, where)
     model = Refiner(config).to(where, memory_format=torch.channels_last)
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
     if start_from:
@@ -114,8 +115,9 @@ def train(
             end = model(start, decoded, torch.zeros_like(time), quality, extremes).float()
         state = torch.lerp(start, end, time[:, None, None, None])
         images = model(state, decoded, time, quality, extremes).float()
-        mse, distance = (images - originals).square().mean(dim=(1, 2, 3)), lpips.loss(images, originals)
-        total, parts = (config.mse * mse + distance).mean(), {"mse": mse, "lpips": distance}
+        mse = (images - originals).square().mean(dim=(1, 2, 3))
+        distance, its_parts = seen.loss(images, originals)
+        total, parts = config.mse * mse.mean() + distance, {"mse": mse, **its_parts}
         if adversary:
             contest, its_parts = adversary.loss(images, originals, condition(decoded, quality, extremes))
             total, parts = total + contest, parts | its_parts
@@ -124,7 +126,7 @@ def train(
     learning = [(model, 1.0), (adversary, LEARNING_RATE)] if adversary else [(model, 1.0)]
     checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
     if validation:
-        for row in evaluate(model.eval(), coder, validation, lpips):
+        for row in evaluate(model.eval(), coder, validation, seen.lpips):
             training.write({"validation": row})
     training.close()
     return checkpoint

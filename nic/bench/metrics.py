@@ -8,7 +8,7 @@ import math
 import pickle
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,16 +18,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from nic.bench.shim import declare_operators
 from nic.errors import BadInput
+from nic.models.training.perceptual import Dists, Moments, moments
 
 __all__ = ["METRICS", "Meter", "Metric", "missing"]
-
-
-Moments = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Meter:
         self.names = tuple(names)
         self.smallest = max((METRICS[name].smallest, name) for name in self.names)
         self.lpips = load_lpips(weights) if "lpips" in self.names else None
-        self.dists = Dists(weights) if "dists" in self.names else None
+        self.dists = load_dists(weights) if "dists" in self.names else None
         self.original: Image.Image | None = None  # whose features are kept, because those of DISTS take long
         self.features: list[Moments] = []
 
@@ -116,8 +113,8 @@ class Meter:
             values["lpips"] = self.lpips(to_tensor(original), to_tensor(decoded), normalize=True).item()
         if self.dists:
             if original is not self.original:
-                self.original, self.features = original, [moments(x) for x in self.dists(to_tensor(original))]
-            values["dists"] = self.dists.distance(self.features, self.dists(to_tensor(decoded)))
+                self.original, self.features = original, [moments(x) for x in self.dists.features(to_tensor(original))]
+            values["dists"] = self.dists.compare(self.features, self.dists.features(to_tensor(decoded))).item()
         if "ssimulacra2" in self.names:
             values["ssimulacra2"] = ssimulacra2(original, decoded)
         return {name: values[name] for name in self.names}
@@ -187,62 +184,13 @@ def load_lpips(weights: Path | None) -> Any:
     return model.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-class Dists(nn.Module):
-    """DISTS (Ding et al., arXiv 2004.07728) with the weights of its package, whose own class would download VGG."""
-
-    STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # the convolutions of VGG-16 between poolings
-    EPSILON = 1e-6
-
-    def __init__(self, weights: Path | None) -> None:
-        super().__init__()
-        self.vgg = load_backbone("vgg16", weights)
-        for name in self.vgg:
-            if name.endswith("weight"):
-                self.vgg[name] = self.vgg[name].contiguous(memory_format=torch.channels_last)  # a sixth faster
-        spec = find_spec("DISTS_pytorch")
-        assert spec and spec.submodule_search_locations
-        path = Path(spec.submodule_search_locations[0]) / "weights.pt"
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        alpha, beta = state["alpha"].flatten(), state["beta"].flatten()
-        channels = [3, *(len(self.vgg[f"features.{stage[-1]}.bias"]) for stage in self.STAGES)]
-        total = alpha.sum() + beta.sum()
-        self.alphas, self.betas = (alpha / total).split(channels), (beta / total).split(channels)
-        window = torch.tensor([0.25, 0.5, 0.25])  # Hann's, of which L2 pooling is the weighted root mean square
-        self.window = window[:, None] * window
-        self.mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-        self.deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-
-    def forward(self, image: Tensor) -> Iterator[Tensor]:
-        """image [1, 3, H, W] in [0, 1] -> itself and the last activations [C, h, w] of each stage."""
-        yield image[0]
-        x = (image - self.mean) / self.deviation
-        for stage in self.STAGES:
-            if stage[0]:
-                window = self.window.expand(x.shape[1], 1, 3, 3)
-                x = (F.conv2d(x.square(), window, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
-            for layer in stage:
-                x = F.conv2d(x, self.vgg[f"features.{layer}.weight"], self.vgg[f"features.{layer}.bias"], padding=1)
-                x = F.relu(x)
-            yield x[0]
-
-    def distance(self, original: list[Moments], decoded: Iterable[Tensor]) -> float:
-        """original: moments of its features; decoded: features."""
-        similarity = torch.zeros(())
-        features = zip(self.alphas, self.betas, original, decoded, strict=True)
-        for alpha, beta, (x, x_mean, x_variance), activations in features:
-            y, y_mean, y_variance = moments(activations)
-            covariance = (x * y).mean((1, 2))
-            texture = (2 * x_mean * y_mean + self.EPSILON) / (x_mean.square() + y_mean.square() + self.EPSILON)
-            structure = (2 * covariance + self.EPSILON) / (x_variance + y_variance + self.EPSILON)
-            similarity += alpha @ texture + beta @ structure
-        return 1 - similarity.item()
-
-
-def moments(x: Tensor) -> Moments:
-    """Activations [C, h, w] less their mean, and their mean and variance [C] over positions."""
-    mean = x.mean((1, 2))
-    centred = x - mean[:, None, None]
-    return centred, mean, centred.square().mean((1, 2))
+def load_dists(weights: Path | None) -> Dists:
+    """DISTS with the weights of its package, whose own class would download VGG."""
+    spec = find_spec("DISTS_pytorch")
+    assert spec and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0]) / "weights.pt"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return Dists(load_backbone("vgg16", weights), state["alpha"].flatten(), state["beta"].flatten())
 
 
 def load_backbone(name: str, weights: Path | None) -> dict[str, Tensor]:

@@ -123,7 +123,7 @@ EXTREME = store.find(store.EXTREME)["path"]
         (
             ["extreme", "--data", "plain", "--start-from", "config.toml", "--perceptual", "broken"],
             3,
-            "broken/alexnet.pth does not hold the weights that LPIPS needs",
+            "broken/alexnet.pth does not hold the weights that training needs",
         ),
     ],
 )
