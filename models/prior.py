@@ -98,10 +98,16 @@ def full_precision(device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def straight_through(x: Tensor) -> Tensor:
+    """Rounded, with the gradient of x."""
+    return x + (torch.round(x) - x).detach()
+
+
 class ExactConv(nn.Module):
     """A stride-1 convolution in fixed-point range, dense 1x1 or depthwise 3x3, as it is trained.
 
-    ``bounded`` outputs are activations and clamped to their range; the others are means and classes.
+    ``bounded`` outputs are activations and clamped to their range; the others are means and classes. While it is
+    trained, outputs are rounded as integers will be, so that it learns to say nothing in fractions.
     """
 
     def __init__(
@@ -118,7 +124,8 @@ class ExactConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.weight, self.bias * UNIT, padding=self.weight.shape[2] // 2, groups=self.groups)
-        return self.activate(x)
+        x = self.activate(x)
+        return straight_through(x) if self.training else x
 
     def activate(self, x: Tensor) -> Tensor:
         if self.leaky:
@@ -177,7 +184,8 @@ class QualityTable(nn.Module):
         self.knots = nn.Parameter(torch.zeros(self.KNOTS, channels))
 
     def forward(self, quality: Tensor) -> Tensor:
-        return interpolate(self.knots, quality)[:, :, None, None] * UNIT
+        values = interpolate(self.knots, quality)[:, :, None, None] * UNIT
+        return straight_through(values) if self.training else values
 
 
 class IntegerTable(nn.Module):
@@ -260,6 +268,8 @@ class Prior(nn.Module):
         known = latents / LATENT_SHRINK
         if self.exact:
             known = torch.round(known)
+        elif self.training:
+            known = straight_through(known)
         known = known.clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
         x = self.context(self.enter[step](torch.cat([features, known], dim=1)))
         mean, scale = self.head[step](self.leave[step](x)).split([self.latent, self.latent // GROUP], dim=1)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nic import codec
 from nic.bitstream.container import NicFile, unpack
-from nic.models.prior import EXACT_MAX, IntegerConv, Prior
+from nic.models.prior import EXACT_MAX, ExactConv, IntegerConv, IntegerTable, Prior, QualityTable
 from nic.models.store import Model
 from nic.pixels import Picture
 
@@ -158,3 +158,20 @@ def test_nothing_between_layers_has_a_fraction(model: Model) -> None:
     picture = Picture(np.asarray(skimage.data.coffee())[:128, :192])
     codec.PictureEncoder(picture, with_prior(model, lambda _: prior)).encode(126)
     assert len(seen) > 10 and all(seen)
+
+
+def test_what_is_trained_rounds_like_integers() -> None:
+    """A fraction that integers will lose must not help in training; gradients are those of the plain network."""
+    torch.manual_seed(0)
+    conv = ExactConv(8, 8, leaky=True)
+    x = (20 * torch.randn(1, 8, 4, 4)).round().requires_grad_()
+    rounded = conv(x)
+    gradient = torch.autograd.grad(rounded.sum(), x)[0]
+    plain = conv.eval()(x)
+    assert torch.equal(rounded, rounded.round()) and not torch.equal(plain, plain.round())
+    assert (rounded - plain).abs().max() <= 0.5
+    assert torch.equal(gradient, torch.autograd.grad(plain.sum(), x)[0])
+    table = QualityTable(4)
+    torch.nn.init.normal_(table.knots)
+    levels = torch.arange(0, 63, 0.25)
+    assert torch.equal(table(levels)[:, :, 0, 0], IntegerTable(table).table[: len(levels)])
