@@ -65,7 +65,8 @@ def main() -> None:
     ways = quantizers(
         model, arguments.weights, Photos(read_photos(arguments.data), torch.device("cpu")), arguments.crops
     )
-    run = {"photos": len(photos), "weights": arguments.weights.name, "date": date.today().isoformat()}
+    identity = store.read_metadata(arguments.weights)["id"]
+    run = {"photos": len(photos), "model": identity, "date": date.today().isoformat()}
     rows = [
         {"way": way, "quality": quality} | measure(model, prior, quantizer, photos, quality, weight) | run
         for way, (prior, quantizer, weight) in tqdm(ways.items(), unit="way")

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import click
 
-from nic.errors import BadInput, NicError, OutputExists, UsageError
+from nic.errors import BadInput, BadOutput, NicError, UsageError
 
 __all__ = [
     "Done",
@@ -67,7 +67,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     relative names, the files whose suffix in lower case is in `wanted`.
 
     Raises UsageError for contradictory arguments, two sources with one target, a source that is its own target, or a
-    folder that is called like a file, BadInput for a folder without files, OutputExists for an output folder that is
+    folder that is called like a file, BadInput for a folder without files, BadOutput for an output folder that is
     none.
     """
     from PIL import Image
@@ -79,7 +79,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
             check_apart(*paths)
         return {paths[0]: paths[1]}
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise OutputExists(f"{folder} is a file: -o takes a folder")
+        raise BadOutput(f"{folder} is a file: -o takes a folder")
     files = {suffix, *Image.registered_extensions()}
     if not os.path.isdir(folder) and (folder == "-" or Path(folder).suffix.lower() in files):
         raise UsageError(f"-o takes a folder, and {folder} looks like a file: give IN and OUT, without -o")
@@ -281,20 +281,20 @@ resume_option = click.option(
 
 
 def check_target(target: str, force: bool) -> None:
-    """Refuse, before any work is done, to overwrite a file (OutputExists) or to fill a terminal (UsageError)."""
+    """Refuse, before any work is done, to overwrite a file (BadOutput) or to fill a terminal (UsageError)."""
     if target == "-":
         if sys.stdout is None:
-            raise OutputExists("stdout cannot be written: it is closed")
+            raise BadOutput("stdout cannot be written: it is closed")
         if sys.stdout.isatty():
             raise UsageError("will not write a picture to a terminal: redirect stdout or name a file")
     elif os.path.isdir(target):
-        raise OutputExists(f"{target} is a folder: use -o to write into it")
+        raise BadOutput(f"{target} is a folder: use -o to write into it")
     elif os.path.isfile(target) and not force:
-        raise OutputExists(f"{target} exists: use --force to overwrite it")
+        raise BadOutput(f"{target} exists: use --force to overwrite it")
 
 
 def write(target: str, data: bytes) -> None:
-    """Write a whole file or nothing, with the folders it needs; `-` is stdout. Raises OutputExists if it cannot.
+    """Write a whole file or nothing, with the folders it needs; `-` is stdout. Raises BadOutput if it cannot.
 
     The bytes go to a new file in the target's folder, which then takes the target's name: no reader sees half a file,
     and an interrupted command leaves the old one. Devices and pipes are written to directly.
@@ -316,7 +316,7 @@ def write(target: str, data: bytes) -> None:
 def replacing(target: str) -> Iterator[Path]:
     """A new file to write, which takes the target's name at the end if nothing is raised; devices as they are.
 
-    Makes the folders that it needs. Raises OutputExists where it cannot be written.
+    Makes the folders that it needs. Raises BadOutput where it cannot be written.
     """
     path = Path(os.path.realpath(target))
     try:
@@ -334,7 +334,7 @@ def replacing(target: str) -> Iterator[Path]:
         raise unwritable(target, error) from error
 
 
-def unwritable(target: str, error: OSError) -> OutputExists:
+def unwritable(target: str, error: OSError) -> BadOutput:
     """What to raise where writing, or making the folders for it, has raised an OSError."""
     reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
-    return OutputExists(f"{target} cannot be written: {reason}")
+    return BadOutput(f"{target} cannot be written: {reason}")

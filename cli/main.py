@@ -22,7 +22,7 @@ from nic.cli.info import info
 from nic.cli.models import models
 from nic.cli.train import train
 from nic.cli.verify import verify
-from nic.errors import NicError, OutputExists
+from nic.errors import BadOutput, NicError
 
 __all__ = ["cli", "main"]
 
@@ -58,7 +58,7 @@ class _Group(click.Group):
             if error.errno != errno.ENOSPC or ctx.params["debug"]:
                 raise
             click.echo(f"nic: output cannot be written: {error.strerror}", err=True)
-            ctx.exit(OutputExists.exit_code)
+            ctx.exit(BadOutput.exit_code)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

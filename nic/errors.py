@@ -9,7 +9,7 @@ __all__ = [
     "BadInput",
     "Concealed",
     "NicError",
-    "OutputExists",
+    "BadOutput",
     "UnknownModel",
     "UnsupportedFile",
     "UsageError",
@@ -50,7 +50,7 @@ class UnknownModel(UnsupportedFile):
     """An intact .nic file whose model is not installed."""
 
 
-class OutputExists(NicError):
+class BadOutput(NicError):
     """The output exists (use --force), or cannot be written."""
 
     exit_code = 6

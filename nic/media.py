@@ -19,7 +19,7 @@ import av.filter
 import numpy as np
 
 from nic.bitstream.limits import MAX_FRAMES, max_pixels
-from nic.errors import BadInput, NicError, OutputExists, UsageError
+from nic.errors import BadInput, BadOutput, NicError, UsageError
 
 __all__ = ["SUFFIXES", "WRITABLE", "ClipWriter", "Source", "looks_like_video"]
 
@@ -60,11 +60,11 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def writing(suffix: str) -> Iterator[None]:
-    """Give OutputExists for whatever ffmpeg raises."""
+    """Give BadOutput for whatever ffmpeg raises."""
     try:
         yield
     except FAILURES as error:
-        raise OutputExists(f"a {suffix} of this video cannot be written: {reason(error)}") from error
+        raise BadOutput(f"a {suffix} of this video cannot be written: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

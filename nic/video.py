@@ -19,7 +19,7 @@ from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS
 from nic.codec import LEVELS, load_model, psnr
 from nic.effort import check_options
-from nic.errors import BadFile, NicError, OutputExists, UsageError
+from nic.errors import BadFile, BadOutput, NicError, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
 from nic.media import Source
 from nic.models import store
@@ -100,11 +100,11 @@ def compress(
     """Writes a video into the file ``target`` at a quality (0 to 100), or near bits per pixel or bytes of the file.
 
     The bytes so far are in ``target``.part; with ``resume``, its finished groups of the same settings are taken over.
-    Raises UsageError, BadInput, OutputExists for a target that is no file, and OSError where it cannot be written.
+    Raises UsageError, BadInput, BadOutput for a target that is no file, and OSError where it cannot be written.
     """
     check_options(quality, effort, bpp=bpp, size=size)
     if os.path.exists(target) and not os.path.isfile(target):
-        raise OutputExists(f"{target} is no file, and a video cannot be written to anything else")
+        raise BadOutput(f"{target} is no file, and a video cannot be written to anything else")
     model = model_of_clips(store.VIDEO, device)
     encoder = ClipEncoder(source, model, EFFORTS[effort])
     track = source.audio() if audio else None

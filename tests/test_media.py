@@ -13,7 +13,7 @@ import pytest
 import skimage.data
 
 from nic import video
-from nic.errors import BadInput, OutputExists, UsageError
+from nic.errors import BadInput, BadOutput, UsageError
 from nic.media import TICKS, ClipWriter, Source
 
 WIDTH, HEIGHT = 128, 96
@@ -198,7 +198,7 @@ def test_what_a_container_cannot_hold(
     tmp_path: Path, suffix: str, width: int, tick: Fraction, ticks: list[int]
 ) -> None:
     with (
-        pytest.raises(OutputExists, match=suffix),
+        pytest.raises(BadOutput, match=suffix),
         ClipWriter(str(tmp_path / "a"), suffix, width, 2, tick, Fraction(1)) as writer,
     ):
         for time in ticks:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import nic
 from nic.bench import codecs, curves, measure, metrics, plots, report, speed
 from nic.bench.results import Results, Row
-from nic.errors import BadInput, OutputExists, UsageError
+from nic.errors import BadInput, BadOutput, UsageError
 from nic.models import store
 
 __all__ = ["Options", "TABLE", "markdown", "overlaps", "run"]
@@ -46,7 +46,7 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
     """Measures what ``folder`` does not hold yet, and writes every result file into it.
 
     ``say`` gets one line for everything that is left out. Raises BadInput where nothing is left, or could be measured,
-    UsageError for unknown codecs or metrics, OutputExists where the folder cannot be written.
+    UsageError for unknown codecs or metrics, BadOutput where the folder cannot be written.
     """
     labels, skipped = available_codecs(options.codecs)
     names = tuple(options.metrics or (QUICK_METRICS if options.quick else metrics.METRICS))
@@ -66,7 +66,7 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
     try:
         (folder / "crops").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
+        raise BadOutput(f"{folder} cannot be written: {error.strerror}") from error
     plan = measure.Plan(names, options.targets, options.weights, folder, options.quick)
     points = measure_points(sources, list(labels), plan, options.jobs, failed, say)
     if not points:

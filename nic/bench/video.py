@@ -24,7 +24,7 @@ from nic.bench.measure import read_rows, write_csv
 from nic.bench.metrics import Meter, missing
 from nic.bench.results import Row
 from nic.bench.suite import machine
-from nic.errors import BadInput, NicError, OutputExists
+from nic.errors import BadInput, BadOutput, NicError
 from nic.media import Source
 from nic.models import store
 
@@ -126,12 +126,12 @@ def bench(
 
     Points that points.csv holds already are kept, but measured again for another version of a codec, or if they lack a
     metric. ``say`` gets a line a point, and one for each metric that is left out. Raises BadInput, UsageError where a
-    video has no such frames, codecs.Missing, and OutputExists where the folder cannot be written.
+    video has no such frames, codecs.Missing, and BadOutput where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputExists(f"{folder} cannot be written: {error.strerror}") from error
+        raise BadOutput(f"{folder} cannot be written: {error.strerror}") from error
     points = {key(row): row for row in read_rows(folder / "points.csv")}
     lacking = missing(METRIC_NAMES, weights)
     for name, why in lacking.items():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from nic.cli import files
 from nic.cli.main import cli
-from nic.errors import BadInput, NicError, OutputExists, UsageError
+from nic.errors import BadInput, BadOutput, NicError, UsageError
 from nic.progress import advance, expect
 
 NIC = [sys.executable, "-m", "nic"]
@@ -323,7 +323,7 @@ def test_a_failed_write_keeps_the_old_file(
     path = tmp_path / "out"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises((OutputExists, KeyboardInterrupt)):
+    with pytest.raises((BadOutput, KeyboardInterrupt)):
         files.write(str(path), b"new")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
