@@ -13,7 +13,7 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): nine hours on one core
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): ten and a half hours on one core
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/tiny-rounding
 	nic codebook fit $(RUN)/tiny-rounding/last.pt $(RUN)/tiny.safetensors --data $(DATA) --crops 150
 	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/tiny-vq --learning-rate 5e-4 \
@@ -24,25 +24,25 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	nic train image --config small --data $(DATA) --minutes 20 --bfloat16 -o $(RUN)/vq --learning-rate 3e-4 \
 	    --start-from $(RUN)/rounding/last.pt --codebooks $(RUN)/rounding.safetensors
 	nic codebook fit $(RUN)/vq/last.pt $(RUN)/small.safetensors --data $(DATA) --crops 500
-	nic train image --config medium --data $(DATA) --minutes 93 --bfloat16 -o $(RUN)/medium \
+	nic train image --config medium --data $(DATA) --minutes 190 --bfloat16 -o $(RUN)/medium \
 	    --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
 	nic codebook fit $(RUN)/medium/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "$(DATA), see docs/training-log.md"
 
 PERCEPTUAL ?= ../shared/weights
 
-weights-extreme:  ## train the extreme mode from the small codec of `weights`, LPIPS's networks in PERCEPTUAL: two hours
+weights-extreme:  ## train the extreme mode from the small codec of `weights`; backbones in PERCEPTUAL: three hours
 	nic train extreme --data $(DATA) --minutes 40 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/small.safetensors
-	nic train extreme --data $(DATA) --minutes 60 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
-	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --learning-rate 6e-4
+	nic train extreme --data $(DATA) --minutes 110 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
+	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --dists 1 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
 	    -o $(RUN)/indices --note "$(DATA), see docs/training-log.md"
 	nic train recovery models/weights/extreme.safetensors --data $(DATA) --minutes 6 -o $(RUN)/recovery
 
-weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 100 minutes
-	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 100 -o $(RUN)/refiner \
-	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.1 --note "$(DATA), see docs/training-log.md"
+weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 140 minutes
+	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 140 -o $(RUN)/refiner \
+	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 2 --note "$(DATA), see docs/training-log.md"
 
 CLIPS ?= ../shared/data/video/train
 
