@@ -27,7 +27,7 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	nic train image --config medium --data $(DATA) --minutes 190 --bfloat16 -o $(RUN)/medium \
 	    --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
 	nic codebook fit $(RUN)/medium/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
-	    --note "$(DATA), see docs/training-log.md"
+	    --note "photographs and graphics, see docs/training-log.md"
 
 PERCEPTUAL ?= ../shared/weights
 
@@ -37,12 +37,12 @@ weights-extreme:  ## train the extreme mode from the small codec of `weights`; b
 	nic train extreme --data $(DATA) --minutes 110 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --dists 1 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
-	    -o $(RUN)/indices --note "$(DATA), see docs/training-log.md"
+	    -o $(RUN)/indices --note "photographs and graphics, see docs/training-log.md"
 	nic train recovery models/weights/extreme.safetensors --data $(DATA) --minutes 6 -o $(RUN)/recovery
 
 weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 140 minutes
 	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 140 -o $(RUN)/refiner \
-	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 2 --note "$(DATA), see docs/training-log.md"
+	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 2 --note "photographs and graphics, see docs/training-log.md"
 
 CLIPS ?= ../shared/data/video/train
 
@@ -51,4 +51,4 @@ weights-video:  ## train the model of videos from the small codec of `weights`: 
 	nic train image --config video --data $(RUN)/residuals --data $(RUN)/residuals --data $(DATA) --minutes 62 \
 	    --bfloat16 -o $(RUN)/video --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
 	nic codebook fit $(RUN)/video/last.pt models/weights/video.safetensors --mode video --data $(RUN)/residuals \
-	    --data $(RUN)/residuals --data $(DATA) --crops 400 --note "$(CLIPS) and $(DATA), see docs/training-log.md"
+	    --data $(RUN)/residuals --data $(DATA) --crops 400 --note "clips, photographs and graphics, see docs/training-log.md"
