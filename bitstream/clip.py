@@ -79,6 +79,11 @@ class ClipFile:
         """Whether there was a WGTS that is not intact: without it, frames are only like those of the encoder."""
         return self.weights is None and self.header.promises("WGTS")
 
+    @property
+    def audio_lost(self) -> bool:
+        """Whether there was a track that is not intact."""
+        return self.audio is None and self.header.promises("audi")
+
 
 def pack_start(header: Header, clip: Clip, audio: bytes | None, weights: bytes | None) -> bytes:
     """Everything before the first group. Raises BadInput for a video that no file can hold."""

@@ -165,11 +165,13 @@ def _bench_videos(
 ) -> None:
     from nic.bench import video
     from nic.bench.codecs import Missing
+    from nic.media import SUFFIXES
 
     if unknown := set(names or ()) - set(video.CODECS):
         raise UsageError(f"no video codec {', '.join(sorted(unknown))}: there are {', '.join(video.CODECS)}")
     try:
-        video.bench(paths, folder, names or tuple(video.CODECS), frames, effort, weights, report)
+        clips = [Path(source) for path in paths for source, _ in expand(path, SUFFIXES)]
+        video.bench(clips, folder, names or tuple(video.CODECS), frames, effort, weights, report)
     except Missing as reason:
         raise UsageError(str(reason)) from reason
     click.echo((folder / video.TABLE).read_text())

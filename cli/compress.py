@@ -117,7 +117,8 @@ def compress(
     ray: str | None,
     quiet: bool,
 ) -> None:
-    """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout.
+    """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout, for
+    pictures.
 
     Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
     One line a file goes to stderr: width, height, size, bits per pixel, speed.
@@ -126,6 +127,7 @@ def compress(
     track; interlaced frames are deinterlaced, one frame from each. With --resume, an interrupted video goes on behind
     the last group of frames in OUT.part.
     """
+    from nic.media import SUFFIXES
     from nic.pixels import readable_suffixes
 
     given = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr}
@@ -133,7 +135,7 @@ def compress(
     if len(rate) > 1:
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
     check_options(folder, force, resume, ray)
-    targets = plan(paths, folder, ".nic", readable_suffixes())
+    targets = plan(paths, folder, ".nic", readable_suffixes() | SUFFIXES)
     options = Options(targets, rate, effort, mode, mask_rate, frames, not no_audio, device, force, resume, quiet)
     for_each(targets, partial(_compress_one, options=options), jobs, ray)
 
@@ -157,9 +159,10 @@ class Options:
 
 def _compress_one(source: str, options: Options) -> Done:
     target = options.targets[source]
-    if options.resume and os.path.isfile(target):
+    begun = options.resume and os.path.isfile(f"{target}.part")  # a video that was to replace what is there
+    if options.resume and os.path.isfile(target) and not begun:
         return Done()
-    check_target(target, options.force)
+    check_target(target, options.force or begun)
     compress_it = _compress_video if _is_video(source) else _compress_picture
     return compress_it(source, target, options)
 
@@ -248,7 +251,9 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
                 progress=show,
             )
     except KeyboardInterrupt:
-        report(f"nic: {source}: interrupted; the same command with --resume goes on")
+        if os.path.isfile(f"{target}.part"):
+            how = "with --resume instead of --force" if options.force else "with --resume"
+            report(f"nic: {source}: interrupted; the same command {how} goes on")
         raise
     except OSError as error:
         raise unwritable(target, error) from error

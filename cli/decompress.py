@@ -68,7 +68,7 @@ def _crop(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
     metavar="NAME",
     callback=_format_name,
     help="png, tif, webp, avif, jpg, bmp, ppm; mkv, mp4, mov.  "
-    "[default: by OUT's suffix; with -o png, and mkv of a video; png to stdout]",
+    "[default: by OUT's suffix; with -o png of pictures and mkv of videos; png to stdout]",
 )
 @click.option(
     "--crop", callback=_crop, metavar="X,Y,W,H", help="Decode only this part: left, top, width and height in pixels."
@@ -137,8 +137,7 @@ def decompress(
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
-    chosen = folder is None or format_name is not None
-    options = Options(targets, suffix, chosen, crop, frame, flow, partial, device, force, resume, quiet)
+    options = Options(targets, suffix, folder is not None, crop, frame, flow, partial, device, force, resume, quiet)
     for_each(targets, functools.partial(_decompress_one, options=options), jobs, ray)
 
 
@@ -148,7 +147,7 @@ class Options:
 
     targets: dict[str, str]  # by source
     suffix: str
-    chosen: bool  # the suffix was; else a video without --frame gets another
+    mixed: bool  # pictures and videos may come: each kind that the suffix is not for takes its default
     crop: tuple[int, int, int, int] | None
     frame: int | None
     flow: dict[str, Any]  # fields of a Refinement, or none
@@ -162,13 +161,17 @@ class Options:
 def _decompress_one(source: str, options: Options) -> Done:
     from nic.bitstream.container import chunks, read_head
     from nic.bitstream.header import Kind
+    from nic.media import WRITABLE
     from nic.refine import Refinement
 
     target = options.targets[source]
     refinement = Refinement(**options.flow) if options.flow else None
-    data = None if options.chosen else read(source)
-    if data and options.frame is None and read_head(next(chunks(data))).kind == Kind.VIDEO:
-        target, options = str(Path(target).with_suffix(".mkv")), replace(options, suffix=".mkv")
+    data = read(source) if options.mixed else None
+    if data:
+        is_video = read_head(next(chunks(data))).kind == Kind.VIDEO and options.frame is None
+        if is_video != (options.suffix in WRITABLE):
+            options = replace(options, suffix=".mkv" if is_video else ".png")
+            target = str(Path(target).with_suffix(options.suffix))
     if options.resume and os.path.isfile(target):
         return Done()
     check_target(target, options.force)
@@ -239,21 +242,23 @@ def _decompress_video(source: str, data: bytes, target: str, options: Options, r
     if frame is not None:
         pixels = video.decode_one(file, frame, refinement=refinement, device=options.device)
         _save_picture(pixels, target, suffix)
-        made, lost = f"frame {frame}", "that frame is whole"
+        made, lost, count = f"frame {frame}", "that frame is whole", 1
     elif "%" in target or suffix in WRITABLE:
         frames = video.decode_frames(file, refinement=refinement, device=options.device)
         if suffix in WRITABLE:
             count = _write_video(file, frames, target, suffix, options.quiet)
         else:
-            count = _write_pictures(file, frames, target, suffix, options.force)
+            count = _write_pictures(file, frames, target, suffix, options)
         made, lost = f"{count} frames", f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
     if file.problems:
         lost += "; pixels are not exact without the clip's network" if file.network_lost else ""
+        lost += "; its audio is lost" if file.audio_lost else ""
         raise _concealed(file.problems, target, lost)
-    size = f"{file.header.width}x{file.header.height}"
-    return Done(() if options.quiet else (f"{source} -> {target}  {size}  {made}",))
+    width, height = file.header.width, file.header.height
+    lines = () if options.quiet else (f"{source} -> {target}  {width}x{height}  {made}",)
+    return Done(lines, width * height * count)
 
 
 def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
@@ -264,16 +269,18 @@ def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
     write(target, picture.getvalue())
 
 
-def _write_pictures(file: "ClipFile", frames: "Frames", target: str, suffix: str, force: bool) -> int:
+def _write_pictures(file: "ClipFile", frames: "Frames", target: str, suffix: str, options: Options) -> int:
     """One picture a frame, with the frame's number, from 0, in ``target``; returns how many."""
     if not re.fullmatch(r"([^%]|%%)*%0?\d{0,2}d([^%]|%%)*", target):
         raise UsageError(f"{target!r} has no place for one number, as in frames/%04d.png")
     clip = file.clip
     numbers = [index * clip.group + place for index in sorted(file.groups) for place in range(clip.length(index))]
+    there = {number for number in numbers if options.resume and os.path.isfile(target % number)}
     for number in numbers:
-        check_target(target % number, force)
+        check_target(target % number, options.force or number in there)
     for number, (_, pixels) in zip(numbers, frames, strict=True):
-        _save_picture(pixels, target % number, suffix)
+        if number not in there:
+            _save_picture(pixels, target % number, suffix)
     return len(numbers)
 
 
@@ -287,10 +294,13 @@ def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, q
 
     clip, header = file.clip, file.header
     tick, aspect = Fraction(clip.tick_num, clip.tick_den), Fraction(clip.aspect_num, clip.aspect_den)
+    last = max(file.groups, default=0)
+    end = file.groups[last].ticks[-1] if file.groups else 0
+    rate = (last * clip.group + clip.length(last) - 1) / (end * tick) if end else None
     count = 0
     with (
         replacing(target) as part,
-        ClipWriter(str(part), suffix, header.width, header.height, tick, aspect) as writer,
+        ClipWriter(str(part), suffix, header.width, header.height, tick, aspect, rate) as writer,
         tqdm(total=clip.frames, unit="frame", disable=hides_bars(quiet)) as bar,
     ):
         if file.audio:

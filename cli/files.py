@@ -3,8 +3,10 @@
 import math
 import os
 import secrets
+import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,14 +65,17 @@ def check_options(folder: str | None, force: bool, resume: bool, ray: str | None
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:
     """Source → target for the arguments IN OUT, or IN... with -o FOLDER.
 
-    Into a folder, each target keeps its source's name with `suffix`; from a folder come, recursively and under their
-    relative names, the files whose suffix in lower case is in `wanted`.
+    Into a folder, each target keeps its source's name with `suffix`, in place of its own or, where two sources would
+    have one target, behind it; from a folder come, recursively and under their relative names, the files whose suffix
+    in lower case is in `wanted`.
 
     Raises UsageError for contradictory arguments, two sources with one target, a source that is its own target, or a
     folder that is called like a file, BadInput for a folder without files, BadOutput for an output folder that is
     none.
     """
     from PIL import Image
+
+    from nic.media import SUFFIXES
 
     if folder is None:
         if len(paths) != 2 or any(os.path.isdir(path) for path in paths):
@@ -80,20 +85,22 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
         return {paths[0]: paths[1]}
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise BadOutput(f"{folder} is a file: -o takes a folder")
-    files = {suffix, *Image.registered_extensions()}
+    files = {suffix, *Image.registered_extensions(), *SUFFIXES}
     if not os.path.isdir(folder) and (folder == "-" or Path(folder).suffix.lower() in files):
         raise UsageError(f"-o takes a folder, and {folder} looks like a file: give IN and OUT, without -o")
+    if "-" in paths:
+        raise UsageError("stdin (-) has no name: give IN and OUT instead of -o")
+    found = [(source, Path(folder, relative)) for path in paths for source, relative in expand(Path(path), wanted)]
+    names = Counter(place.with_suffix(suffix) for _, place in found)
     targets: dict[str, str] = {}
     sources: dict[str, str] = {}
-    for path in paths:
-        if path == "-":
-            raise UsageError("stdin (-) has no name: give IN and OUT instead of -o")
-        for source, relative in expand(Path(path), wanted):
-            target = str(Path(folder, relative).with_suffix(suffix))
-            if target in sources:
-                raise UsageError(f"{sources[target]} and {source} would both become {target}")
-            check_apart(source, target)
-            targets[source], sources[target] = target, source
+    for source, place in found:
+        shared = names[place.with_suffix(suffix)] > 1
+        target = str(place.with_name(place.name + suffix) if shared else place.with_suffix(suffix))
+        if target in sources:
+            raise UsageError(f"{sources[target]} and {source} would both become {target}")
+        check_apart(source, target)
+        targets[source], sources[target] = target, source
     return targets
 
 
@@ -108,9 +115,12 @@ def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
     if not os.path.isdir(path):  # pathlib's raises for names that are too long, and behind folders that are closed
         yield str(path), Path(path.name)
         return
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in wanted and os.path.isfile(file))
+    files = sorted(file for file in path.rglob("*") if os.path.isfile(file))
+    found = [file for file in files if file.suffix.lower() in wanted]
     if not found:
         raise BadInput(f"{path}: no file in it has one of the suffixes {' '.join(sorted(wanted))}")
+    if len(found) < len(files):
+        report(f"nic: {path}: {len(files) - len(found)} file(s) with other suffixes are left out")
     for file in found:
         yield str(file), file.relative_to(path)
 
@@ -138,7 +148,7 @@ def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | Non
     from nic.cli.cluster import outcomes as on_cluster
 
     context = click.get_current_context()
-    exit_code, pixels, start = 0, 0, time.monotonic()
+    exit_code, failed, pixels, start = 0, 0, 0, time.monotonic()
     bar = tqdm(total=len(sources), unit="file", disable=len(sources) < 2 or not sys.stderr.isatty())
     with bar:
         for source, outcome in on_cluster(sources, work, ray) if ray else outcomes(sources, work, jobs):
@@ -146,7 +156,7 @@ def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | Non
                 if context.find_root().params["debug"]:
                     raise outcome
                 report(f"nic: {'stdin' if source == '-' else source}: {outcome}")
-                exit_code = exit_code or outcome.exit_code
+                exit_code, failed = exit_code or outcome.exit_code, failed + 1
             elif outcome is not None:
                 pixels += outcome.pixels
                 for line in outcome.lines:
@@ -154,7 +164,8 @@ def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | Non
             bar.update()
     if len(sources) > 1 and pixels and not context.params.get("quiet"):
         seconds = time.monotonic() - start
-        report(f"{len(sources)} files, {pixels / 1e6:.1f} Mpx in {seconds:.1f} s: {pixels / 1e6 / seconds:.2f} Mpx/s")
+        files = f"{len(sources) - failed} of {len(sources)}" if failed else f"{len(sources)}"
+        report(f"{files} files, {pixels / 1e6:.1f} Mpx in {seconds:.1f} s: {pixels / 1e6 / seconds:.2f} Mpx/s")
     context.exit(exit_code)
 
 
@@ -327,6 +338,8 @@ def replacing(target: str) -> Iterator[Path]:
         part = path.with_name(f".nic-{secrets.token_hex(8)}.part")
         try:
             yield part
+            if path.exists():
+                shutil.copymode(path, part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

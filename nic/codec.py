@@ -120,7 +120,7 @@ def compress(
     target = size if bpp is None else bpp * height * width / 8
     name = store.EXTREME if mode == store.EXTREME else store.DEFAULT
     encoder = PictureEncoder(picture, load_model(name, device), effort, mask_rate)
-    if mode == "auto" and not mask_rate and target is not None and 8 * target < LOW_RATE * height * width:
+    if mode == "auto" and target is not None and 8 * target < LOW_RATE * height * width:
         encoder = nearer(encoder, target, device, nearest=bpp is not None)
     if target is None and psnr is None:
         expect(encoder.steps(decoding=False))
@@ -166,6 +166,8 @@ def recover(
     index, words = (cut_cell(data) if file.truncated else None) or (-1, b"")
     if index not in cells and (latents := begun(file.header, index, words, device)) is not None:
         cells[index], ahead[index] = words, (words, latents)
+    if file.truncated and not cells:
+        raise BadFile(problems[0])
     picture, lost, consistency = assemble(file, cells, crop, refinement, device, problems, ahead)
     concealed = lost + len(cells) - len(file.cells)
     return Recovered(picture, tuple(problems), concealed, file.truncated, consistency)
@@ -396,7 +398,7 @@ def nearer(encoder: PictureEncoder, target: float, device: str, nearest: bool) -
     least = encoder.size_at(0)
     if least <= target:
         return encoder
-    extreme = PictureEncoder(encoder.picture, load_model(store.EXTREME, device))
+    extreme = PictureEncoder(encoder.picture, load_model(store.EXTREME, device), mask_rate=encoder.mask_rate)
     return encoder if nearest and target - extreme.size_at(LEVELS) > least - target else extreme
 
 
@@ -420,7 +422,8 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
     if abs(value - target) <= 0.02 * target:
         return ""
     end = {0: "the lowest quality", LEVELS: "the highest quality"}.get(level, "the nearest quality")
-    return f"{target:.4g} {unit} cannot be met: {end} of this model gives {value:.4g} {unit}"
+    wanted, found = (f"{x:,.0f}" if unit == "bytes" and x >= 1 else f"{x:.4g}" for x in (target, value))
+    return f"{wanted} {unit} cannot be met: {end} of this model gives {found} {unit}"
 
 
 @torch.no_grad()

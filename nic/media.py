@@ -35,6 +35,7 @@ DEINTERLACER = ("bwdif", "mode=send_frame:deint=interlaced")  # frames that are 
 ASPECT_MAX = 50  # of a pixel's width over its height or the reverse; what is beyond is taken for an error
 TICKS = 2**31  # longer videos get coarser timestamps; the format allows twice as many
 FAILURES = (OSError, ValueError, OverflowError, av.FFmpegError)  # what PyAV raises
+CHANNELS = {1: "mono", 2: "stereo"}
 BT601 = 5  # AVCOL_SPC_BT470BG: the matrix that swscale uses where a frame names none
 PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"jxl ", b"jp2 ")
 
@@ -64,7 +65,7 @@ def writing(suffix: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise BadOutput(f"a {suffix} of this video cannot be written: {reason(error)}") from error
+        raise BadOutput(f"a {suffix} of this video cannot be written ({reason(error)}): try .mkv") from error
 
 
 def reason(error: Exception) -> str:
@@ -246,6 +247,8 @@ def audio_packets(container: Any, copy: Any, begin: Fraction, end: Fraction | No
     """The packets of the first audio track from ``begin`` to ``end`` (seconds), for a new track of ``copy``."""
     source = container.streams.audio[0]
     target = copy.add_stream_from_template(source)
+    if source.codec_context.channels in CHANNELS:  # of a layout that only has a number, MP4 knows nothing
+        target.codec_context.layout = CHANNELS[source.codec_context.channels]
     for packet in container.demux(source):
         if packet.pts is None:
             continue
@@ -262,8 +265,17 @@ def audio_packets(container: Any, copy: Any, begin: Fraction, end: Fraction | No
 class ClipWriter:
     """Writes frames and audio into a container; a context manager."""
 
-    def __init__(self, path: str, suffix: str, width: int, height: int, tick: Fraction, aspect: Fraction) -> None:
-        """Raises UsageError for a suffix that is not in WRITABLE."""
+    def __init__(
+        self,
+        path: str,
+        suffix: str,
+        width: int,
+        height: int,
+        tick: Fraction,
+        aspect: Fraction,
+        rate: Fraction | None = None,
+    ) -> None:
+        """rate: frames a second, that players are told. Raises UsageError for a suffix that is not in WRITABLE."""
         if suffix not in WRITABLE:
             raise UsageError(f"cannot write a video as {suffix or 'no suffix'!r}: use {', '.join(WRITABLE)}")
         encoder, pixels, options = WRITABLE[suffix]
@@ -272,7 +284,7 @@ class ClipWriter:
         self.packet: Any = None  # the next one
         with writing(suffix):
             self.container = cast(Any, av.open(path, "w", format={".mkv": "matroska"}.get(suffix, suffix[1:])))
-            self.stream = self.container.add_stream(encoder, options=options)
+            self.stream = self.container.add_stream(encoder, rate=rate, options=options)
             self.stream.width, self.stream.height = width, height
             even = width % 2 == height % 2 == 0
             self.pixels = pixels if even or pixels == "bgr0" else "yuv444p"  # 4:2:0 needs even sides

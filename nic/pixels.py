@@ -19,7 +19,7 @@ import av
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
-from nic.bitstream.limits import MAX_SIDE, max_pixels
+from nic.bitstream.limits import MAX_PIXELS, MAX_SIDE, max_pixels
 from nic.errors import BadInput, NicError, UsageError
 
 __all__ = [
@@ -181,7 +181,7 @@ def _decoding() -> Iterator[None]:
     except NicError:
         raise
     except UnidentifiedImageError as error:
-        raise BadInput(f"not a picture that nic reads ({', '.join(READABLE)})") from error
+        raise BadInput(f"not a picture that nic reads ({', '.join(READABLE)}): convert it to PNG first") from error
     except Exception as error:
         raise BadInput(f"cannot be read: {_one_line(error)}") from error
 
@@ -205,10 +205,11 @@ def _from_file(file: BinaryIO) -> Picture:
         width, height = image.size
         limit = max_pixels()
         if max(width, height) > MAX_SIDE or width * height > limit:
-            raise BadInput(f"{width}x{height} pixels: a .nic file holds {MAX_SIDE} a side and {limit} in all")
+            whose = "a .nic file holds" if limit == MAX_PIXELS else "NIC_MAX_PIXELS and .nic files allow"
+            raise BadInput(f"{width}x{height} pixels: {whose} {MAX_SIDE} a side and {limit} in all")
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview or a second view behind the picture
-            raise BadInput(f"holds {frames} frames or pages: nic compresses single pictures, so extract one first")
+            raise BadInput(f"holds {frames} frames or pages: take one of them, or save them as .mkv or .mp4")
         if image.format == "TIFF":
             _check_tiff(image)
         if not _is_deep_colour(image):

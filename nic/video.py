@@ -39,7 +39,7 @@ TRIAL = 17  # frames that are coded to choose among them
 ABOVE = {Layer.KEY: 70, Layer.FORWARD: 52, Layer.MIDDLE: 28, Layer.LEAF: 0}
 FIT_GROUPS = 2  # groups from which the clip's network is learned
 WINDOW = 32  # latents a side of what a sample holds of a frame: 512 pixels
-SEARCHES = 4  # sizes tried for a target
+SEARCHES = 5  # sizes tried for a target
 LEVELS_PER_E = 55  # quality levels for e times the bytes, about; measured
 LEAST_SLOPE = 1e-3  # of the logarithm of the size, for a level
 OVERHEAD = 4  # bytes of a frame besides its words
@@ -114,6 +114,8 @@ def compress(
     level = round(quality / 100 * LEVELS)
     encoder.choose_span(level)
     if size is not None:
+        if track and len(track) >= size:
+            raise UsageError(f"its audio track alone takes {len(track):,} bytes: use --no-audio or a larger file")
         level = encoder.search(size - len(track or b""))
     part = Path(f"{target}.part")
     job = Job(encoder, level, track, part, progress)
@@ -127,7 +129,7 @@ def compress(
     os.replace(part, os.path.realpath(target))  # a link stays one
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
-        notes.append(f"the target is missed: {written} bytes instead of {size}")
+        notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")
     return Encoded(written, job.psnr, tuple(notes))
 
 
@@ -205,9 +207,10 @@ class ClipEncoder:
         return list(self.kept.values())
 
     def search(self, size: int) -> int:
-        """The level whose file is nearest to ``size`` bytes, judged by the sampled groups, without fitting.
+        """The highest of the levels tried whose file has ``size`` bytes or less, or the lowest of them.
 
-        The logarithm of the size is taken to be linear in the level, through the two nearest of those tried.
+        Judged by the sampled groups, without fitting. The logarithm of the size is taken to be linear in the level,
+        through the two nearest of those tried.
         """
         sizes: dict[int, float] = {}
         level = LEVELS // 3
@@ -218,7 +221,7 @@ class ClipEncoder:
             level = min(max(best - round(sizes[best] / max(slope, LEAST_SLOPE)), 0), LEVELS)
             if level in sizes:
                 break
-        return level
+        return max((tried for tried in sizes if sizes[tried] <= 0), default=min(sizes))
 
     def bytes_at(self, level: int) -> float:
         """The size of the file, about."""

@@ -235,6 +235,26 @@ def test_audio_lies_beside_its_frames(tmp_path: Path, suffix: str) -> None:
     assert min(reached.values()) > 35
 
 
+def test_stereo_of_no_named_layout_fits_mp4(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        track: Any = container.add_stream("pcm_s16le", rate=8000, layout="stereo")
+        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="stereo")
+        samples.sample_rate = 8000
+        container.mux(track.encode(samples))
+        container.mux(track.encode(None))
+    audio = Source.open(str(tmp_path / "a.avi")).audio()
+    assert audio
+    with ClipWriter(str(tmp_path / "b.mp4"), ".mp4", 16, 16, Fraction(1, 25), Fraction(1)) as writer:
+        writer.add_audio(audio)
+        writer.add(np.zeros((16, 16, 3), np.uint8), 0)
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        assert container.streams.audio[0].codec_context.channels == 2
+
+
 def test_audio_that_does_not_fit(tmp_path: Path) -> None:
     for track in (sound(1, "pcm_u8"), b"audio"):
         with (

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from fractions import Fraction
@@ -104,6 +105,8 @@ def test_round_trip(clip: Path, tmp_path: Path) -> None:
         assert [tick * written.tick for tick in written.ticks] == [Fraction(tick, 1000) for tick in TICKS]
         decoded = frames_of(tmp_path / name)
         assert np.mean([video.psnr(a, b) for a, b in zip(frames_of(clip), decoded, strict=True)]) > 28
+        with av.open(str(tmp_path / name)) as container:  # what players go by, and ffmpeg where it converts
+            assert float(container.streams.video[0].average_rate or 0) == pytest.approx(8 / 0.37, rel=0.02)
         kept = packets(tmp_path / name)
         assert kept == packets(clip)[-len(kept) :] and len(kept) >= 8  # all but what primes the decoder
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".nic-*"))
@@ -276,6 +279,38 @@ def test_numbered_pictures_keep_their_numbers(groups: bytes, tmp_path: Path) -> 
     result = nic("decompress", tmp_path / "clip.nic", pictures / "%d.png")
     assert result.exit_code == 6 and "6.png exists" in result.stderr and len(list(pictures.iterdir())) == 1
     assert nic("decompress", "-f", tmp_path / "clip.nic", pictures / "%d.png").exit_code == 7
+    (pictures / "7.png").unlink()
+    (pictures / "8.png").write_bytes(b"left as it is")
+    assert nic("decompress", "--resume", tmp_path / "clip.nic", pictures / "%d.png").exit_code == 7
+    assert (pictures / "7.png").exists() and (pictures / "8.png").read_bytes() == b"left as it is"
+
+
+def test_lost_audio_is_told(groups: bytes, tmp_path: Path) -> None:
+    damaged = bytearray(groups)
+    damaged[places(groups)["audi"][0]] ^= 4
+    (tmp_path / "clip.nic").write_bytes(damaged)
+    result = nic("decompress", tmp_path / "clip.nic", tmp_path / "out.mkv")
+    assert result.exit_code == 7 and "its audio is lost" in result.stderr
+
+
+def test_a_folder_of_pictures_and_videos(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(clip, tmp_path / "in" / "a.mkv")
+    Image.fromarray(pan(1)[0]).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "notes.txt").touch()
+    result = nic("compress", tmp_path / "in", "-o", tmp_path / "out", "-e", 1)
+    assert result.exit_code == 0 and "1 file(s) with other suffixes are left out" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mkv.nic", "a.png.nic"]
+
+
+def test_resume_where_a_video_was_to_be_replaced(clip: Path, tmp_path: Path) -> None:
+    target = tmp_path / "clip.nic"
+    target.write_bytes(b"older")
+    assert nic("compress", clip, target, "-e", 1, "--frames", ":2", "--resume").exit_code == 0
+    assert target.read_bytes() == b"older"
+    (tmp_path / "clip.nic.part").write_bytes(b"begun")
+    assert nic("compress", clip, target, "-e", 1, "--frames", ":2", "--resume").exit_code == 0
+    assert video.read(target.read_bytes()).problems == ()
 
 
 @pytest.mark.parametrize("output", [("out.mkv",), ("%d.png",), ("f.png", "--frame", 0)])

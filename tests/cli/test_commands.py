@@ -296,8 +296,14 @@ def test_memory_that_does_not_suffice_is_one_line(error: Exception, told: bool) 
 def test_two_sources_never_share_a_target(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).touch()
+    (tmp_path / "b.png").touch()
+    suffixes = {".png", ".jpg"}
+    targets = files.plan([str(tmp_path)], "out", ".nic", suffixes)
+    assert sorted(targets.values()) == ["out/a.jpg.nic", "out/a.png.nic", "out/b.nic"]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "b.png").touch()
     with pytest.raises(UsageError, match="both"):
-        files.plan([str(tmp_path)], "out", ".nic", {".png", ".jpg"})
+        files.plan([str(tmp_path / "b.png"), str(tmp_path / "c" / "b.png")], "out", ".nic", suffixes)
     with pytest.raises(BadInput, match="no file"):
         files.plan([str(tmp_path)], "out", ".nic", {".webp"})
 

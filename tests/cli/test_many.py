@@ -39,7 +39,7 @@ def test_jobs_and_resume(folder: Path) -> None:
     lines = stderr.splitlines()
     (problem,) = [line for line in lines if line.startswith("nic: ")]
     assert problem.startswith("nic: in/05.png: not a picture")
-    assert re.fullmatch(r"13 files, 0\.1 Mpx in [\d.]+ s: [\d.]+ Mpx/s", lines[-1])
+    assert re.fullmatch(r"12 of 13 files, 0\.1 Mpx in [\d.]+ s: [\d.]+ Mpx/s", lines[-1])
     made = sorted((folder / "out").rglob("*.nic"))
     assert len(made) == 12
     one = made[3]
@@ -69,6 +69,9 @@ def test_decompressing_pictures_and_a_video(tmp_path: Path) -> None:
         _, stderr = process.communicate()
         assert process.returncode == code, stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mkv", "clip.png", "photo.png"]
+    process = nic(tmp_path, "decompress", "in", "-o", "jpg", "--quiet", "--format", "jpg")
+    assert process.wait() == 0
+    assert sorted(path.name for path in (tmp_path / "jpg").iterdir()) == ["clip.mkv", "photo.jpg"]
 
 
 def test_interrupt_leaves_whole_files(folder: Path) -> None:
