@@ -159,12 +159,17 @@ class Options:
 
 def _compress_one(source: str, options: Options) -> Done:
     target = options.targets[source]
-    begun = options.resume and os.path.isfile(f"{target}.part")  # a video that was to replace what is there
+    begun = options.resume and os.path.isfile(_part_of(target))  # a video that was to replace what is there
     if options.resume and os.path.isfile(target) and not begun:
         return Done()
     check_target(target, options.force or begun)
     compress_it = _compress_video if _is_video(source) else _compress_picture
     return compress_it(source, target, options)
+
+
+def _part_of(target: str) -> str:
+    """What an interrupted video leaves, see nic.video.compress."""
+    return f"{os.path.realpath(target)}.part"
 
 
 def _compress_picture(source: str, target: str, options: Options) -> Done:
@@ -251,7 +256,7 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
                 progress=show,
             )
     except KeyboardInterrupt:
-        if os.path.isfile(f"{target}.part"):
+        if os.path.isfile(_part_of(target)):
             how = "with --resume instead of --force" if options.force else "with --resume"
             report(f"nic: {source}: interrupted; the same command {how} goes on")
         raise

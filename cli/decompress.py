@@ -189,6 +189,7 @@ def _decompress_picture(
 ) -> Done:
     """``data`` is None where the file is still coming in from stdin."""
     from nic import codec
+    from nic.bitstream.container import salvage
     from nic.pixels import output_format, save
 
     if options.frame is not None:
@@ -199,12 +200,14 @@ def _decompress_picture(
         if data is None:
             result = codec.recover_stream(stdin_blocks(), refinement=refinement, device=options.device)
         else:
+            if not options.partial and (file := salvage(data)).truncated:
+                raise BadFile(f"{file.problems[0]}; --partial decodes what there is")
             result = codec.recover(data, crop=options.crop, refinement=refinement, device=options.device)
     if result.truncated and not options.partial:
         raise BadFile(f"{result.problems[0]}; --partial decodes what there is")
-    file = BytesIO()
-    save(result.picture, file, format)
-    write(target, file.getvalue())
+    written = BytesIO()
+    save(result.picture, written, format)
+    write(target, written.getvalue())
     if result.problems:
         lost = f"{result.concealed} cell(s) are filled in" if result.concealed else "its pixels are whole"
         raise _concealed(result.problems, target, lost)
@@ -296,7 +299,7 @@ def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, q
     tick, aspect = Fraction(clip.tick_num, clip.tick_den), Fraction(clip.aspect_num, clip.aspect_den)
     last = max(file.groups, default=0)
     end = file.groups[last].ticks[-1] if file.groups else 0
-    rate = (last * clip.group + clip.length(last) - 1) / (end * tick) if end else None
+    rate = ((last * clip.group + clip.length(last) - 1) / (end * tick)).limit_denominator(1001) if end else None
     count = 0
     with (
         replacing(target) as part,

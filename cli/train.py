@@ -164,9 +164,10 @@ def residuals(
     """
     from nic.models import store
     from nic.models.training.data import read_photos
+    from nic.models.training.loop import device_of
     from nic.models.training.video import in_motion
 
-    coder = store.load(coded_by, device)
+    coder = store.load(coded_by, str(device_of(device)))
     if not isinstance(coder, store.Model):
         raise UsageError(f"model {coded_by} is of the extreme mode: name one of fidelity mode or of videos")
     for number, video in enumerate(videos):

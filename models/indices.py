@@ -84,7 +84,7 @@ class IndexPrior(nn.Module):
         if not self.exact:
             return (F.embedding(nodes, weight) @ features[:, :, None])[:, :, 0] + bias[nodes] * UNIT
         sums = (weight[nodes] * features[:, None]).sum(dim=2) + bias[nodes]
-        return torch.round(sums * torch.exp2(-self.node.shift[nodes]))
+        return torch.round(sums * self.node.scale[nodes])
 
     def all_logits(self, features: Tensor, bits: int) -> Tensor:
         """Features [n, C] -> logits of every node of the codebook with 2^bits codewords, [n, 2^bits - 1]."""

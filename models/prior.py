@@ -12,10 +12,11 @@ intermediate is an integer that float32 holds exactly, whatever the order of sum
 """
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -86,16 +87,52 @@ def grouped(x: Tensor) -> Tensor:
 Source = Callable[[int, Tensor, Tensor], Tensor]
 
 
+BACKENDS: Any = torch.backends
+SETTABLE = hasattr(BACKENDS.cuda.matmul, "fp32_precision")
+
+
+class Precision:
+    """How PyTorch multiplies float32 matrices, for the whole process: exactly, while any thread is in here."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads, self.before = threading.Lock(), 0, ("", "")
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.threads:
+                self.before = self.setting
+                self.setting = ("ieee", "ieee") if SETTABLE else ("highest", "")
+            self.threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                self.setting = self.before
+
+    @property
+    def setting(self) -> tuple[str, str]:
+        """On GPUs and on CPUs; before torch 2.9 there was one for both."""
+        if SETTABLE:
+            return BACKENDS.cuda.matmul.fp32_precision, BACKENDS.mkldnn.matmul.fp32_precision
+        return torch.get_float32_matmul_precision(), ""
+
+    @setting.setter
+    def setting(self, names: tuple[str, str]) -> None:
+        if SETTABLE:
+            BACKENDS.cuda.matmul.fp32_precision, BACKENDS.mkldnn.matmul.fp32_precision = names
+        else:
+            torch.set_float32_matmul_precision(names[0])
+
+
+PRECISION = Precision()
+
+
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
     """Float32 products keep all their bits in here, whatever the program around nic has allowed."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with PRECISION, torch.autocast(device, enabled=False):
+        yield
 
 
 def straight_through(x: Tensor) -> Tensor:
@@ -149,7 +186,12 @@ class IntegerConv(ExactConv):
         self.register_buffer("shift", shift.float())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.round(self.activate(self.sums(x) * torch.exp2(-self.shift)[:, None, None]))
+        return torch.round(self.activate(self.sums(x) * self.scale[:, None, None]))
+
+    @property
+    def scale(self) -> Tensor:
+        """2^-shift [O] by an integer shift and a division, which are exact on every device; exp2 may not be."""
+        return 1 / (1 << self.shift.long()).to(self.shift)
 
     def sums(self, x: Tensor) -> Tensor:
         """The convolution as a matrix product or as nine shifted products.

@@ -193,7 +193,7 @@ def recover_stream(blocks: Iterable[bytes], *, refinement: Refinement | None = N
     for block in blocks:
         for header, index, words in arrival.feed(block):
             slices = cell_slices(*latent_grid(header.height, header.width))
-            if index < len(slices):
+            if index == len(ahead) < len(slices):  # in order: each cell once, and none behind an error
                 with suppress(NicError):  # the whole file decides what an error in it means
                     model = model_of(header, device)
                     ahead[index] = words, decode_words(model, words, slices[index], header)
@@ -279,7 +279,8 @@ def load_model(wanted: bytes | str, device: str = "auto") -> store.AnyModel:
 
 @lru_cache(maxsize=4)
 def cached_model(wanted: bytes | str, device: str) -> store.AnyModel:
-    return store.load(wanted, device)
+    with torch.inference_mode(False):  # whoever is the first to ask: an encoder needs gradients
+        return store.load(wanted, device)
 
 
 @lru_cache(maxsize=4)
@@ -436,8 +437,8 @@ def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations
     def code(targets: Tensor) -> Coded:
         return code_cells(model, targets, z, level, mask_rate)
 
-    def distortion(latents: Tensor) -> tuple[float, Tensor]:
-        return distortion_gradient(model, latents, pixels, level, weight)
+    def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
+        return distortion_gradient(model, latents, pixels, level, weight, directed)
 
     return search_latents(code, distortion, y, iterations) if iterations else code(y)
 

@@ -52,20 +52,20 @@ class Coded:
         return 8 * sum(map(len, self.cells))
 
 
-def search_latents(
-    code: Callable[[Tensor], Coded], distortion: Callable[[Tensor], tuple[float, Tensor]], y: Tensor, steps: int
-) -> Coded:
-    """The best of ``steps`` iterations from the targets y [1, M, h, w] and of y itself.
+# What the error of latents is worth, in bits, and its gradient in them if that is wanted.
+Distortion = Callable[[Tensor, bool], tuple[float, Tensor | None]]
 
-    code: codes targets. distortion: what the error of latents is worth, in bits, and its gradient in them.
-    """
-    best, best_cost, origin, damping = None, float("inf"), y, DAMPING
-    for _ in range(steps + 1):
+
+def search_latents(code: Callable[[Tensor], Coded], distortion: Distortion, y: Tensor, steps: int) -> Coded:
+    """The best of ``steps`` iterations from the targets y [1, M, h, w] and of y itself. code: codes targets."""
+    best, best_cost, origin, target, damping = None, float("inf"), y, y, DAMPING
+    for step in range(steps + 1):
         coded = code(y)
-        error, gradient = distortion(coded.latents)
+        error, gradient = distortion(coded.latents, step < steps)
         if coded.bits + error < best_cost:
             best, best_cost = coded, coded.bits + error
-            origin, target = y, coded.latents - gradient / (2 * CURVATURE)
+            if gradient is not None:
+                origin, target = y, coded.latents - gradient / (2 * CURVATURE)
         else:
             damping *= BACK_OFF
         y = torch.lerp(origin, target, damping)

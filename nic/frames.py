@@ -87,12 +87,12 @@ def encode_frame(
         latents = put_latents(model, encoder, targets, hyper, level)
         return Coded((encoder.finish(),), latents)
 
-    def distortion(latents: Tensor) -> tuple[float, Tensor]:
-        with torch.enable_grad():
-            variable = latents.detach().clone().requires_grad_()
+    def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
+        with torch.set_grad_enabled(directed):
+            variable = latents.detach().clone().requires_grad_(directed)
             wrong = (synthesize(model, variable, level) - residual)[:, :, valid[0], valid[1]]
             error = weight * wrong.square().sum()
-            return error.item(), torch.autograd.grad(error, variable)[0]
+            return error.item(), torch.autograd.grad(error, variable)[0] if directed else None
 
     with torch.no_grad():
         y = model.analysis(residual, quality)
@@ -270,15 +270,15 @@ def encode_group(
     level: Callable[[Layer], int],
     iterations: int,
     after: Callable[[Place, CodedFrame], None] = lambda place, frame: None,
-) -> list[CodedFrame]:
-    """Codes frames [H, W, 3] uint8 in coding order; ``after`` sees each one."""
+) -> list[bytes]:
+    """The words of frames [H, W, 3] uint8 in coding order; ``after`` sees each frame when it is coded."""
     decoded: dict[int, np.ndarray] = {}
     coded = []
     for place, field in zip(motion.order, motion.fields, strict=True):
         references = [decoded[index] for index in place.references]
         frame = encode_frame(model, frames[place.frame], references, field, level(place.layer), iterations)
         decoded[place.frame] = frame.pixels
-        coded.append(frame)
+        coded.append(frame.words)
         after(place, frame)
     return coded
 

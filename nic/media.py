@@ -300,7 +300,8 @@ class ClipWriter:
     def add_audio(self, matroska: bytes) -> None:
         """Copies the track of ``Source.audio``, before any frame. Raises UsageError if the container cannot hold it."""
         try:
-            track = av.open(io.BytesIO(matroska))
+            # of any other format, it could name files and addresses to be read
+            track = av.open(io.BytesIO(matroska), format="matroska", options={"protocol_whitelist": ""})
             self.sound = audio_packets(track, self.container, Fraction(0), None)
             self.packet = next(self.sound, None)
             self.container.start_encoding()

@@ -155,7 +155,9 @@ def save(picture: Picture, target: BinaryIO, format: str) -> None:
             if image.mode == "I;16":
                 image = Image.fromarray(_to_8_bits(picture.pixels[..., 0]))
             image.save(target, format, **WRITABLE[format], **_pillow_metadata(picture))
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except NicError:
+        raise
+    except Exception as error:  # of odd metadata, Pillow's encoders raise almost any
         raise UsageError(f"cannot be written as {format}: {_one_line(error)}") from error
 
 
@@ -463,7 +465,10 @@ def _tiff_metadata(picture: Picture) -> TiffImagePlugin.ImageFileDirectory_v2:
     exif = Image.Exif()
     exif.load(picture.exif)
     for tag in exif:
-        directory[tag] = exif.get_ifd(tag) if tag in _DIRECTORY_TAGS else exif[tag]
+        if tag in _DESCRIPTIVE_TAGS:
+            directory[tag] = exif[tag]
+        elif tag in _DIRECTORY_TAGS:
+            directory[tag] = exif.get_ifd(tag)
     for tag, block in ((TiffImagePlugin.XMP, picture.xmp), (TiffImagePlugin.ICCPROFILE, picture.icc)):
         if block:
             directory[tag] = block

@@ -117,16 +117,18 @@ def compress(
         if track and len(track) >= size:
             raise UsageError(f"its audio track alone takes {len(track):,} bytes: use --no-audio or a larger file")
         level = encoder.search(size - len(track or b""))
+    target = os.path.realpath(target)  # a link stays one
     part = Path(f"{target}.part")
     job = Job(encoder, level, track, part, progress)
     try:
         job.run(resume)
     except NicError:
-        part.unlink(missing_ok=True)
+        if not job.coded:  # else --resume goes on from there
+            part.unlink(missing_ok=True)
         raise
     with part.open("ab") as file:
         file.write(pack_end())
-    os.replace(part, os.path.realpath(target))  # a link stays one
+    os.replace(part, target)
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
         notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")
@@ -189,12 +191,14 @@ class ClipEncoder:
         weight = bits_per_error(quality, self.model.config) / 255**2
 
         def cost(span: int) -> float:
+            costs: list[float] = []
+
+            def add(place: Place, frame: CodedFrame) -> None:
+                costs.append(8 * len(frame.words) + weight * squared_error(frames[place.frame], frame.pixels))
+
             motion = GroupMotion.search(self.model, frames, span)
-            coded = encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0)
-            return sum(
-                8 * len(frame.words) + weight * squared_error(frames[place.frame], frame.pixels)
-                for place, frame in zip(motion.order, coded, strict=True)
-            )
+            encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0, add)
+            return sum(costs)
 
         self.span = min(SPANS, key=cost)
 
@@ -228,7 +232,7 @@ class ClipEncoder:
         words = 0
         for frames, motion in self.sampled():
             coded = encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0)
-            words += sum(len(frame.words) + OVERHEAD for frame in coded)
+            words += sum(len(frame) + OVERHEAD for frame in coded)
         sampled = sum(len(group) for group, _ in self.sampled())
         return len(pack_start(self.header(level), self.clip(level), None, None)) + (
             words * len(self.source.ticks) / sampled
@@ -342,7 +346,7 @@ class Job:
             model, frames, motion, lambda layer: level_of(header, clip, layer), self.encoder.effort.iterations, after
         )
         ticks = self.encoder.source.ticks[start : start + len(frames)]
-        return Group(ticks, tuple(frame.words for frame in coded))
+        return Group(ticks, tuple(coded))
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:

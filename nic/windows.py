@@ -175,21 +175,22 @@ def to_images(picture: np.ndarray, region: Slices, device: torch.device) -> Tens
 
 
 def distortion_gradient(
-    model: store.Model, latents: Tensor, picture: np.ndarray, level: int, weight: float
-) -> tuple[float, Tensor]:
-    """``weight`` times the squared error against pixels [H, W, C], and its gradient in the latents [1, M, h, w].
+    model: store.Model, latents: Tensor, picture: np.ndarray, level: int, weight: float, directed: bool = True
+) -> tuple[float, Tensor | None]:
+    """``weight`` times the squared error against pixels [H, W, C], and, if ``directed``, its gradient in the latents.
 
-    Pixels count in [0, 1] and in three colours.
+    Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours.
     """
     total, gradient = 0.0, torch.zeros_like(latents)
     for inner, outer in windows(model, *latents.shape[2:]):
         height, width = (len(range(side)[pixels_of(s)]) for side, s in zip(picture.shape, inner, strict=False))
         original = to_images(picture, inner, model.device)[:, :, :height, :width]
-        with torch.enable_grad():
-            window = latents[:, :, outer[0], outer[1]].clone().requires_grad_()
+        with torch.set_grad_enabled(directed):
+            window = latents[:, :, outer[0], outer[1]].clone().requires_grad_(directed)
             decoded = synthesize_window(model, window, inner, outer, level)
             error = weight * (decoded[:, :, :height, :width] - original).square().sum()
-            gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
+            if directed:
+                gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
         total += error.item()
         advance()
-    return total, gradient
+    return total, gradient if directed else None

@@ -13,7 +13,17 @@ from torch.nn import functional as F
 
 from nic import codec
 from nic.bitstream.container import NicFile, unpack
-from nic.models.prior import EXACT_MAX, ExactConv, IntegerConv, IntegerTable, Prior, QualityTable
+from nic.models.prior import (
+    EXACT_MAX,
+    PRECISION,
+    SETTABLE,
+    ExactConv,
+    IntegerConv,
+    IntegerTable,
+    Prior,
+    QualityTable,
+    full_precision,
+)
 from nic.models.store import Model
 from nic.pixels import Picture
 
@@ -110,18 +120,43 @@ def test_latents_do_not_depend_on_onednn(model: Model, encoded: list[tuple[NicFi
             assert torch.equal(decode(file, model), latents)
 
 
+def allow_less(setting: str, value: str) -> None:
+    if setting == "legacy":
+        torch.set_float32_matmul_precision(value)
+    else:
+        part = torch.backends.cuda.matmul if setting == "cuda" else torch.backends.mkldnn.matmul
+        part.fp32_precision = value
+
+
+@pytest.mark.parametrize(("setting", "value"), [("legacy", "medium"), ("cuda", "tf32"), ("mkldnn", "bf16")])
 def test_reduced_precision_allowed_elsewhere_does_not_reach_the_prior(
-    model: Model, encoded: list[tuple[NicFile, Tensor]]
+    model: Model, encoded: list[tuple[NicFile, Tensor]], setting: str, value: str
 ) -> None:
-    """A program around nic may allow bfloat16 products, or run under autocast."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    """A program around nic may allow other products, by PyTorch's old names or new ones, or run under autocast."""
+    if setting != "legacy" and not SETTABLE:
+        pytest.skip("this version of torch has no such setting")
+    before = PRECISION.setting
+    allow_less(setting, value)
+    allowed = PRECISION.setting
     try:
         with torch.autocast("cpu", torch.bfloat16):
             for file, latents in encoded:
                 assert torch.equal(decode(file, model), latents)
+        assert PRECISION.setting == allowed
     finally:
-        torch.set_float32_matmul_precision(before)
+        PRECISION.setting = before
+
+
+def test_precision_stays_until_the_last_thread_has_left() -> None:
+    before = PRECISION.setting
+    first, second = full_precision("cpu"), full_precision("cpu")
+    first.__enter__()
+    exact = PRECISION.setting
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert PRECISION.setting == exact
+    second.__exit__(None, None, None)
+    assert PRECISION.setting == before
 
 
 def test_partial_sums_stay_exact_in_float32(model: Model) -> None:

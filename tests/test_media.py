@@ -256,7 +256,9 @@ def test_stereo_of_no_named_layout_fits_mp4(tmp_path: Path) -> None:
 
 
 def test_audio_that_does_not_fit(tmp_path: Path) -> None:
-    for track in (sound(1, "pcm_u8"), b"audio"):
+    (tmp_path / "secret.mkv").write_bytes(sound(1))
+    names_a_file = f"ffconcat version 1.0\nfile '{tmp_path}/secret.mkv'\n".encode()
+    for track in (sound(1, "pcm_u8"), b"audio", names_a_file):
         with (
             pytest.raises(UsageError, match=r"write \.mkv"),
             ClipWriter(str(tmp_path / "a"), ".mp4", 16, 16, Fraction(1), Fraction(1)) as writer,

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -312,6 +313,24 @@ def test_metadata_survives(photo: np.ndarray, photo16: np.ndarray, format: str, 
     assert tags[DESCRIPTION] == "a face"
     assert tags.get_ifd(EXIF_IFD)[EXPOSURE] == 0.25
     assert tags.get_ifd(GPS_IFD)[1] == "N"
+
+
+def test_exif_does_not_say_how_a_tiff_is_stored(photo: np.ndarray) -> None:
+    """That of a picture which was a TIFF file itself may: here, planes apart and samples of floats."""
+    block = Image.Exif()
+    block[270], block[284], block[339] = "a description", 2, 3
+    data = saved(Picture(photo, exif=block.tobytes()[6:]), "TIFF")
+    with Image.open(BytesIO(data)) as image:
+        assert np.array_equal(np.asarray(image), photo)
+        assert image.getexif()[270] == "a description"
+
+
+@pytest.mark.parametrize("format", ["TIFF", "AVIF", "JPEG", "WEBP", "PNG"])
+def test_exif_of_odd_types_is_no_traceback(photo: np.ndarray, format: str) -> None:
+    entry = struct.pack("<HHII", 282, 2, 4, int.from_bytes(b"abc\0", "little"))  # a resolution that is a text
+    block = b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    with suppress(UsageError):
+        saved(Picture(photo, exif=block), format)
 
 
 def test_large_profiles_move_the_strip_of_a_tiff(photo: np.ndarray) -> None:

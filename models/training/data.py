@@ -31,7 +31,7 @@ def encoded_photos(sources: Sequence[Path], part: str) -> Iterator[tuple[str, by
             if path.suffix == ".tar":
                 with tarfile.open(path) as archive:
                     for member in archive:
-                        if wanted(Path(member.name), part):
+                        if member.isfile() and wanted(Path(member.name), part):
                             yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]
             elif wanted(path.relative_to(source) if source.is_dir() else path, part):
                 yield str(path), path.read_bytes()
