@@ -106,7 +106,7 @@ def test_round_trip(clip: Path, tmp_path: Path) -> None:
         decoded = frames_of(tmp_path / name)
         assert np.mean([video.psnr(a, b) for a, b in zip(frames_of(clip), decoded, strict=True)]) > 28
         with av.open(str(tmp_path / name)) as container:  # what players go by, and ffmpeg where it converts
-            assert float(container.streams.video[0].average_rate or 0) == pytest.approx(8 / 0.37, rel=0.02)
+            assert float(container.streams.video[0].average_rate or 0) == pytest.approx(8 / 0.37, rel=0.05)
         kept = packets(tmp_path / name)
         assert kept == packets(clip)[-len(kept) :] and len(kept) >= 8  # all but what primes the decoder
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".nic-*"))

@@ -70,7 +70,8 @@ def test_decompressing_pictures_and_a_video(tmp_path: Path) -> None:
         assert process.returncode == code, stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mkv", "clip.png", "photo.png"]
     process = nic(tmp_path, "decompress", "in", "-o", "jpg", "--quiet", "--format", "jpg")
-    assert process.wait() == 0
+    process.communicate()
+    assert process.returncode == 0
     assert sorted(path.name for path in (tmp_path / "jpg").iterdir()) == ["clip.mkv", "photo.jpg"]
 
 
