@@ -43,6 +43,9 @@ Of several files, a failed one does not stop the rest; the first failure decides
 """
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES, errno.EROFS)
+
+
 class _Group(click.Group):
     """Turns what users cause into one line on stderr and an exit code. Any other traceback is a bug in nic."""
 
@@ -55,7 +58,7 @@ class _Group(click.Group):
             click.echo(f"nic: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
-            if error.errno != errno.ENOSPC or ctx.params["debug"]:
+            if error.errno not in UNWRITABLE or ctx.params["debug"]:
                 raise
             click.echo(f"nic: output cannot be written: {error.strerror}", err=True)
             ctx.exit(BadOutput.exit_code)
