@@ -42,7 +42,8 @@ weights-extreme:  ## train the extreme mode from the small codec of `weights`; b
 
 weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 140 minutes
 	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 140 -o $(RUN)/refiner \
-	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 2 --note "photographs and graphics, see docs/training-log.md"
+	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 2 \
+	    --note "photographs and graphics, see docs/training-log.md"
 
 CLIPS ?= ../shared/data/video/train
 
@@ -51,4 +52,5 @@ weights-video:  ## train the model of videos from the small codec of `weights`: 
 	nic train image --config video --data $(RUN)/residuals --data $(RUN)/residuals --data $(DATA) --minutes 62 \
 	    --bfloat16 -o $(RUN)/video --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
 	nic codebook fit $(RUN)/video/last.pt models/weights/video.safetensors --mode video --data $(RUN)/residuals \
-	    --data $(RUN)/residuals --data $(DATA) --crops 400 --note "clips, photographs and graphics, see docs/training-log.md"
+	    --data $(RUN)/residuals --data $(DATA) --crops 400 \
+	    --note "clips, photographs and graphics, see docs/training-log.md"

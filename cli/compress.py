@@ -158,18 +158,15 @@ class Options:
 
 
 def _compress_one(source: str, options: Options) -> Done:
+    from nic.media import part_of
+
     target = options.targets[source]
-    begun = options.resume and os.path.isfile(_part_of(target))  # a video that was to replace what is there
+    begun = options.resume and part_of(target).is_file()  # a video that was to replace what is there
     if options.resume and os.path.isfile(target) and not begun:
         return Done()
     check_target(target, options.force or begun)
     compress_it = _compress_video if _is_video(source) else _compress_picture
     return compress_it(source, target, options)
-
-
-def _part_of(target: str) -> str:
-    """What an interrupted video leaves, see nic.video.compress."""
-    return f"{os.path.realpath(target)}.part"
 
 
 def _compress_picture(source: str, target: str, options: Options) -> Done:
@@ -226,7 +223,7 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
     from tqdm import tqdm
 
     from nic import video
-    from nic.media import Source
+    from nic.media import Source, part_of
 
     if target == "-":
         raise UsageError("a video cannot go to stdout: name a file")
@@ -256,7 +253,7 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
                 progress=show,
             )
     except KeyboardInterrupt:
-        if os.path.isfile(_part_of(target)):
+        if part_of(target).is_file():
             how = "with --resume instead of --force" if options.force else "with --resume"
             report(f"nic: {source}: interrupted; the same command {how} goes on")
         raise

@@ -7,11 +7,13 @@ Matroska file of its own.
 
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import av
@@ -46,6 +48,11 @@ def looks_like_video(start: bytes) -> bool:
         return start[8:12] not in PICTURE_BRANDS
     matroska, mpeg, ogg = b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"OggS"
     return start.startswith((matroska, mpeg, ogg, b"YUV4MPEG2", b"FLV\1")) or start[8:12] == b"AVI "
+
+
+def part_of(target: str) -> Path:
+    """Where a video is written until it is whole: beside the file ``target``, or beside that which it is a link to."""
+    return Path(f"{os.path.realpath(target)}.part")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from nic.codec import LEVELS, load_model, psnr
 from nic.effort import check_options
 from nic.errors import BadFile, BadOutput, NicError, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
-from nic.media import Source
+from nic.media import Source, part_of
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, Place
@@ -99,7 +99,8 @@ def compress(
 ) -> Encoded:
     """Writes a video into the file ``target`` at a quality (0 to 100), or near bits per pixel or bytes of the file.
 
-    The bytes so far are in ``target``.part; with ``resume``, its finished groups of the same settings are taken over.
+    The bytes so far are in ``part_of(target)``; with ``resume``, its finished groups of the same settings are taken
+    over.
     Raises UsageError, BadInput, BadOutput for a target that is no file, and OSError where it cannot be written.
     """
     check_options(quality, effort, bpp=bpp, size=size)
@@ -117,8 +118,7 @@ def compress(
         if track and len(track) >= size:
             raise UsageError(f"its audio track alone takes {len(track):,} bytes: use --no-audio or a larger file")
         level = encoder.search(size - len(track or b""))
-    target = os.path.realpath(target)  # a link stays one
-    part = Path(f"{target}.part")
+    part = part_of(target)
     job = Job(encoder, level, track, part, progress)
     try:
         job.run(resume)
@@ -128,7 +128,7 @@ def compress(
         raise
     with part.open("ab") as file:
         file.write(pack_end())
-    os.replace(part, target)
+    os.replace(part, part.with_suffix(""))  # a link stays one
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
         notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")

@@ -241,10 +241,16 @@ def places(data: bytes) -> dict[str, list[int]]:
     return found
 
 
+def damaged(data: bytes, tag: str, *numbers: int) -> bytes:
+    """With a bit flipped in some of the chunks of a tag."""
+    changed = bytearray(data)
+    for number in numbers:
+        changed[places(data)[tag][number]] ^= 4
+    return bytes(changed)
+
+
 def test_damaged_group_is_told_and_the_rest_plays(groups: bytes, tmp_path: Path) -> None:
-    damaged = bytearray(groups)
-    damaged[places(groups)["GRUP"][1]] ^= 4
-    (tmp_path / "clip.nic").write_bytes(damaged)
+    (tmp_path / "clip.nic").write_bytes(damaged(groups, "GRUP", 1))
     result = nic("decompress", tmp_path / "clip.nic", tmp_path / "out.mkv")
     assert result.exit_code == 7 and "3 of 9 frames are lost" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -268,9 +274,7 @@ def test_a_video_does_not_go_to_stdout(groups: bytes, tmp_path: Path, monkeypatc
 
 
 def test_numbered_pictures_keep_their_numbers(groups: bytes, tmp_path: Path) -> None:
-    damaged = bytearray(groups)
-    damaged[places(groups)["GRUP"][1]] ^= 4
-    (tmp_path / "clip.nic").write_bytes(damaged)
+    (tmp_path / "clip.nic").write_bytes(damaged(groups, "GRUP", 1))
     pictures = tmp_path / "pictures"
     assert nic("decompress", tmp_path / "clip.nic", pictures / "%d.png").exit_code == 7
     assert sorted(path.name for path in pictures.iterdir()) == [f"{i}.png" for i in (0, 1, 2, 6, 7, 8)]
@@ -286,9 +290,7 @@ def test_numbered_pictures_keep_their_numbers(groups: bytes, tmp_path: Path) -> 
 
 
 def test_lost_audio_is_told(groups: bytes, tmp_path: Path) -> None:
-    damaged = bytearray(groups)
-    damaged[places(groups)["audi"][0]] ^= 4
-    (tmp_path / "clip.nic").write_bytes(damaged)
+    (tmp_path / "clip.nic").write_bytes(damaged(groups, "audi", 0))
     result = nic("decompress", tmp_path / "clip.nic", tmp_path / "out.mkv")
     assert result.exit_code == 7 and "its audio is lost" in result.stderr
 
@@ -322,10 +324,7 @@ def test_a_damaged_header_is_told_for_any_output(groups: bytes, tmp_path: Path, 
 
 
 def test_no_group_is_intact(groups: bytes, tmp_path: Path) -> None:
-    damaged = bytearray(groups)
-    for place in places(groups)["GRUP"]:
-        damaged[place] ^= 4
-    (tmp_path / "clip.nic").write_bytes(damaged)
+    (tmp_path / "clip.nic").write_bytes(damaged(groups, "GRUP", 0, 1, 2))
     for output in ("out.mkv", "%d.png"):
         result = nic("decompress", tmp_path / "clip.nic", tmp_path / output)
         assert result.exit_code == 4 and "no group" in result.stderr
