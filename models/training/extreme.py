@@ -73,23 +73,14 @@ def train(
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
     resumed = (run / "last.pt").exists()
     adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
-    learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
     if synthesis_only:
-        start_from_run(model, adversary, start_from)
-        model.analysis.requires_grad_(False)
-        model.codebook.requires_grad_(False)
-        if not resumed and model.codebook.fitted.isnan().any():
-            fit_codebooks(model, photos)
-            fit_bases(model, photos)
+        prepare_synthesis(model, adversary, start_from, photos, resumed)
         if into:
             check_codebooks(model, into)
-    else:
-        learning += [(model.codebook, 1.0), (model.analysis, SLOW)]
-        if not resumed and is_run(start_from):
-            start_from_run(model, adversary, start_from)
-            model.codebook.release()
-        elif not resumed:
-            start_from_fidelity(model, *read_start(start_from), photos)
+    elif not resumed:
+        prepare_everything(model, adversary, start_from, photos)
+    learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
+    learning += [] if synthesis_only else [(model.codebook, 1.0), (model.analysis, SLOW)]
     books, (low, high) = books_of(config), RATE_WEIGHTS
     learning += [(adversary, LEARNING_RATE)] if adversary else []
 
@@ -110,6 +101,27 @@ def train(
         store.put_network(into, "synthesis", model.synthesis)
     training.close()
     return checkpoint
+
+
+def prepare_synthesis(
+    model: ExtremeCodec, adversary: Adversary | None, start_from: Path, photos: Photos, resumed: bool
+) -> None:
+    """Takes over a run, of which only the synthesis goes on learning; a resumed run has its codebooks already."""
+    start_from_run(model, adversary, start_from)
+    model.analysis.requires_grad_(False)
+    model.codebook.requires_grad_(False)
+    if not resumed and model.codebook.fitted.isnan().any():
+        fit_codebooks(model, photos)
+        fit_bases(model, photos)
+
+
+def prepare_everything(model: ExtremeCodec, adversary: Adversary | None, start_from: Path, photos: Photos) -> None:
+    """Takes over a run, whose codebook learns again, or a fidelity codec."""
+    if is_run(start_from):
+        start_from_run(model, adversary, start_from)
+        model.codebook.release()
+    else:
+        start_from_fidelity(model, *read_start(start_from), photos)
 
 
 def check_codebooks(model: ExtremeCodec, weights: Path) -> None:
