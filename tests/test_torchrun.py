@@ -83,7 +83,8 @@ def test_one_of_two_processes_writes_the_files(photographs: Path, tmp_path: Path
     command += [tmp_path / "out.safetensors", "--data", photographs, "--workers", 1, "-o", tmp_path / "run"]
     printed = torchrun(2, *command, "--minutes", 0.03)
     assert re.findall(r"model id (\w+)", printed) == [store.load_extreme(tmp_path / "out.safetensors").id.hex()]
-    assert printed.count('"codewords": 8,') == 1
+    books = re.findall(r'"codewords": (\d+),', printed)  # those that the validation pictures drew
+    assert books and len(books) == len(set(books))
 
 
 def program(data: Path, folder: Path) -> None:
