@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from nic.models.config import ImageConfig
 from nic.models.prior import CLASSES, GROUP, STEPS, UNIT, Prior, grouped, step_mask
-from nic.models.transforms import Analysis, HyperAnalysis, Synthesis, lambda_of, start_from_dct
+from nic.models.transforms import (
+    Analysis,
+    HyperAnalysis,
+    Synthesis,
+    lambda_of,
+    start_from_dct,
+    start_linear_from_dct,
+)
 from nic.models.vq import Codebooks
 
 __all__ = ["ImageCodec", "class_sigma", "gaussian_bits"]
@@ -47,6 +54,9 @@ class ImageCodec(nn.Module):
         a, s = self.analysis, self.synthesis
         start_from_dct(a.patch, a.down, a.latent)
         start_from_dct(s.patch, s.up, s.latent, inverse=True)
+        if a.linear and s.linear:
+            start_linear_from_dct(a.linear, self.config.deep)
+            start_linear_from_dct(s.linear, self.config.deep, inverse=True)
 
     def forward(self, images: Tensor, quality: Tensor) -> dict[str, Tensor]:
         """images [B, 3, H, W] in [0, 1], quality [B] in [0, 63] -> images, bits of y and of z [B]."""

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ class TransformConfig:
     deep: int  # at 1/16 resolution
     deep_blocks: int  # residual blocks there
     latent: int  # y; in fidelity mode a multiple of 16: four channel chunks of whole groups of four
+    linear: bool = field(default=False, kw_only=True)  # whether a linear transform of 16x16 blocks adds to both
 
     @property
     def log_gains(self) -> tuple[float, float]:

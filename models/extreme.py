@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "apart", "book_quality", "books_of", "nearest", "to_fixed_point"]
 
 BITS_MIN = 3  # the smallest codebook has 8 codewords
-GRID = 16  # pixels between latents
 USE_DECAY = 0.99  # of the running counts of how often codewords are used
 CODEBOOK_WEIGHT = 1.0  # of the squared distance from codewords to latents
 

@@ -5,6 +5,7 @@ Practical Real-Time Neural Video Compression", arXiv 2502.20762, section 3.2). Q
 (Cui et al., "Asymmetric Gained Deep Image Compression", arXiv 2003.02012), log-interpolated between learned knots.
 """
 
+import itertools
 import math
 
 import torch
@@ -17,15 +18,18 @@ __all__ = [
     "Analysis",
     "Gain",
     "HyperAnalysis",
+    "LATENT",
     "QUALITY_INDICES",
     "Synthesis",
     "bits_per_error",
     "lambda_of",
     "start_from_dct",
+    "start_linear_from_dct",
 ]
 
 QUALITY_INDICES = 64  # quality runs over the reals in [0, 63]
 PATCH = 8
+LATENT = 16  # pixels a side of a latent
 
 
 class DepthBlock(nn.Module):
@@ -97,13 +101,16 @@ class Analysis(nn.Module):
         self.down = nn.Conv2d(4 * config.trunk, config.deep, 1)
         self.deep = blocks(config.deep, config.deep_blocks)
         self.latent = nn.Conv2d(config.deep, config.latent, 1)
+        self.linear = nn.Conv2d(3 * LATENT**2, config.latent, 1) if config.linear else None
         self.gain = Gain(config.latent, *config.log_gains)
 
     def forward(self, images: Tensor, quality: Tensor) -> Tensor:
         x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH))
         x = self.trunk(x * self.trunk_gain(quality))
-        x = self.deep(self.down(F.pixel_unshuffle(x, 2)))
-        return self.latent(x) * self.gain(quality)
+        y = self.latent(self.deep(self.down(F.pixel_unshuffle(x, 2))))
+        if self.linear:
+            y = y + self.linear(F.pixel_unshuffle(images - 0.5, LATENT))
+        return y * self.gain(quality)
 
 
 class Synthesis(nn.Module):
@@ -118,11 +125,13 @@ class Synthesis(nn.Module):
         self.trunk = blocks(config.trunk, config.trunk_blocks)
         self.trunk_gain = Gain(config.trunk)
         self.patch = nn.Conv2d(config.trunk, 3 * PATCH**2, 1)
+        self.linear = nn.Conv2d(config.latent, 3 * LATENT**2, 1) if config.linear else None
 
     def forward(self, latents: Tensor, quality: Tensor) -> Tensor:
-        x = self.deep(self.latent(latents * self.gain(quality)))
-        x = self.trunk(F.pixel_shuffle(self.up(x), 2))
-        return F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
+        y = latents * self.gain(quality)
+        x = self.trunk(F.pixel_shuffle(self.up(self.deep(self.latent(y))), 2))
+        images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
+        return images + F.pixel_shuffle(self.linear(y), LATENT) if self.linear else images
 
 
 class HyperAnalysis(nn.Module):
@@ -154,20 +163,9 @@ def start_from_dct(patch: nn.Conv2d, middle: nn.Conv2d, latent: nn.Conv2d, inver
     channels beyond the 192 of the transform keep their random weights in the analysis and start at 0 in the synthesis.
     """
     width = patch.weight.shape[1 if inverse else 0]
-    k = torch.arange(PATCH, dtype=torch.float64)
-    dct = torch.cos(math.pi / PATCH * k[:, None] * (k + 0.5)) * math.sqrt(2 / PATCH)
-    dct[0] /= math.sqrt(2)
-    colour = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64).T)[0].T
-    rows = []
-    for c in range(3):
-        for u in range(PATCH):
-            for v in range(PATCH):
-                basis = torch.einsum("c,y,x->cyx", colour[c], dct[u], dct[v]).flatten()
-                rows.append((frequency_rank(c, u, v, PATCH), c, u, v, basis))
-    rows.sort(key=lambda row: row[:4])
-    forward = torch.stack([row[4] for row in rows[:width]])
+    forward, frequencies = dct(PATCH, width)
     bands = []
-    for channel, (_, c, u, v, _) in enumerate(rows[:width]):
+    for channel, (c, u, v) in enumerate(frequencies):
         for du in (0, 1):
             for dv in (0, 1):
                 signs = torch.tensor([[1, 1 - 2 * dv], [1 - 2 * du, (1 - 2 * dv) * (1 - 2 * du)]]) / 2
@@ -183,6 +181,30 @@ def start_from_dct(patch: nn.Conv2d, middle: nn.Conv2d, latent: nn.Conv2d, inver
             conv.weight.zero_()
         conv.weight[: matrix.shape[0], : matrix.shape[1], 0, 0] = matrix
         conv.bias.zero_()  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def start_linear_from_dct(linear: nn.Conv2d, first: int, inverse: bool = False) -> None:
+    """Initialises the linear transform of latents from ``first`` on, those that the network cannot carry."""
+    weight = linear.weight[:, :, 0, 0].T if inverse else linear.weight[:, :, 0, 0]
+    weight.zero_()
+    weight[first:] = dct(LATENT, len(weight))[0][first:]
+    linear.bias.zero_()  # type: ignore[union-attr]
+
+
+def dct(size: int, count: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """The ``count`` lowest frequencies of an orthonormal DCT of blocks in a luma/chroma basis, lowest first.
+
+    Rows [count, 3 size^2] in the order of pixel_unshuffle, and (colour, vertical, horizontal frequency) of each.
+    """
+    k = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    colour = torch.linalg.qr(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64).T)[0].T
+    every = itertools.product(range(3), range(size), range(size))
+    frequencies = sorted(every, key=lambda f: frequency_rank(f[0], f[1], f[2], size))
+    rows = [torch.einsum("c,y,x->cyx", colour[c], basis[u], basis[v]).flatten() for c, u, v in frequencies[:count]]
+    return torch.stack(rows), frequencies[:count]
 
 
 def frequency_rank(colour: int, u: int, v: int, size: int) -> float:

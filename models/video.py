@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BLOCK", "GREY", "Motion", "predict", "search", "warp", "worth_of"]
+from nic.models.transforms import LATENT
 
-BLOCK = 16  # pixels a side of a flow vector: one for each latent position
+__all__ = ["GREY", "Motion", "predict", "search", "warp", "worth_of"]
+
 FLOW_STEP = 2.0  # pixels that a quantization step of flow stands for
 GREY = 0.5
 SMOOTH = 1 / 255  # mean absolute difference that a pixel of flow off the neighbours' mean must win
@@ -50,14 +51,14 @@ def warp(frame: Tensor, flow: Tensor, mode: str = "bicubic") -> Tensor:
 
 def predict(references: list[Tensor], motion: Motion) -> Tensor:
     """The prediction [1, 3, H, W] from 0, 1 or 2 decoded frames of that size."""
-    height, width = (BLOCK * side for side in motion.flow.shape[2:])
+    height, width = (LATENT * side for side in motion.flow.shape[2:])
     if not references:
         return motion.flow.new_full((1, 3, height, width), GREY)
-    flow = F.interpolate(motion.flow * FLOW_STEP, scale_factor=BLOCK, mode="bilinear")
+    flow = F.interpolate(motion.flow * FLOW_STEP, scale_factor=LATENT, mode="bilinear")
     warped = [warp(frame, part).clamp(0, 1) for frame, part in zip(references, flow.split(2, dim=1), strict=False)]
     if len(warped) == 1:
         return warped[0]
-    blend = F.interpolate(motion.blend, scale_factor=BLOCK, mode="bilinear")
+    blend = F.interpolate(motion.blend, scale_factor=LATENT, mode="bilinear")
     return torch.lerp(warped[1], warped[0], (0.5 + blend / 2).clamp(0, 1))
 
 
@@ -73,7 +74,7 @@ def search_flow(current: Tensor, reference: Tensor) -> Tensor:
     Coarse to fine: every offset within 20 pixels at a quarter of the size, then offsets around the best and around
     those of neighbouring blocks, to half a pixel. A smooth field is preferred, because it is cheap.
     """
-    flow = current.new_zeros(1, 2, current.shape[2] // BLOCK, current.shape[3] // BLOCK)
+    flow = current.new_zeros(1, 2, current.shape[2] // LATENT, current.shape[3] // LATENT)
     for shrink, radius, step in ((4, 5, 4.0), (2, 1, 2.0), (1, 1, 1.0), (1, 1, 0.5)):
         now, then = luma(current, shrink), luma(reference, shrink)
         smooth = F.avg_pool2d(F.pad(flow, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -82,8 +83,8 @@ def search_flow(current: Tensor, reference: Tensor) -> Tensor:
         candidates += [torch.zeros_like(flow), smooth, *(flow.roll(s, axis) for s in (1, -1) for axis in (2, 3))]
         best, found = torch.full_like(flow[:, :1], torch.inf), flow
         for candidate in candidates:
-            at_pixels = candidate.repeat_interleave(BLOCK // shrink, 2).repeat_interleave(BLOCK // shrink, 3)
-            error = F.avg_pool2d((warp(then, at_pixels / shrink, "bilinear") - now).abs(), BLOCK // shrink)
+            at_pixels = candidate.repeat_interleave(LATENT // shrink, 2).repeat_interleave(LATENT // shrink, 3)
+            error = F.avg_pool2d((warp(then, at_pixels / shrink, "bilinear") - now).abs(), LATENT // shrink)
             error = error + SMOOTH * (candidate - smooth).abs().sum(dim=1, keepdim=True).clamp(max=8)
             better = error < best
             best, found = torch.where(better, error, best), torch.where(better, candidate, found)
@@ -94,7 +95,7 @@ def search_flow(current: Tensor, reference: Tensor) -> Tensor:
 @torch.no_grad()
 def search(current: Tensor, references: list[Tensor]) -> Motion:
     """The motion of a frame [1, 3, H, W] against 0, 1 or 2 frames of that size."""
-    blocks = current.shape[2] // BLOCK, current.shape[3] // BLOCK
+    blocks = current.shape[2] // LATENT, current.shape[3] // LATENT
     motion = Motion(current.new_zeros(1, 4, *blocks), current.new_zeros(1, 1, *blocks))
     for flow, frame in zip(motion.flow.split(2, dim=1), references, strict=False):
         flow.copy_(search_flow(current, frame) / FLOW_STEP)
@@ -103,7 +104,7 @@ def search(current: Tensor, references: list[Tensor]) -> Motion:
         for blend in (0, 1, -1):
             tried = Motion(motion.flow, torch.full_like(motion.blend, blend))
             error = (predict(references, tried) - current).square().mean(dim=1, keepdim=True)
-            errors.append(F.avg_pool2d(error, BLOCK) / (BLEND_GAIN if blend else 1))
+            errors.append(F.avg_pool2d(error, LATENT) / (BLEND_GAIN if blend else 1))
         motion.blend.copy_(current.new_tensor([0.0, 1.0, -1.0])[torch.stack(errors).argmin(dim=0)])
     return motion
 
@@ -118,9 +119,9 @@ def worth_of(current: Tensor, references: list[Tensor], motion: Motion, bits_per
     """
     if not references:
         return motion
-    flow = F.interpolate(motion.flow * FLOW_STEP, scale_factor=BLOCK, mode="bilinear")
+    flow = F.interpolate(motion.flow * FLOW_STEP, scale_factor=LATENT, mode="bilinear")
     warped = [warp(frame, part) for frame, part in zip(references, flow.split(2, dim=1), strict=False)]
-    first = F.interpolate(0.5 + motion.blend / 2, scale_factor=BLOCK, mode="bilinear")
+    first = F.interpolate(0.5 + motion.blend / 2, scale_factor=LATENT, mode="bilinear")
     shares = [first, 1 - first] if len(references) == 2 else [torch.ones_like(first)]
     prediction = sum(share * image for share, image in zip(shares, warped, strict=True))
     reach = round(FLOW_STEP)
@@ -130,7 +131,7 @@ def worth_of(current: Tensor, references: list[Tensor], motion: Motion, bits_per
     changes = [share * slope for share in shares for slope in (across, down)]
     changes += [torch.zeros_like(current)] * (4 - len(changes)) + [(warped[0] - warped[-1]) / 2]
     squares = torch.cat([change.square().sum(dim=1, keepdim=True) for change in changes], dim=1)
-    energy = BLOCK**2 * F.avg_pool2d(squares, 2 * BLOCK, BLOCK, BLOCK // 2)  # where a block's number has a say
-    error = F.avg_pool2d((prediction - current).square().mean(dim=1, keepdim=True), BLOCK)
+    energy = LATENT**2 * F.avg_pool2d(squares, 2 * LATENT, LATENT, LATENT // 2)  # where a block's number has a say
+    error = F.avg_pool2d((prediction - current).square().mean(dim=1, keepdim=True), LATENT)
     worth = COUNTED * energy / (1 / bits_per_error + error / RESIDUAL_BITS)
     return Motion(*worth.clamp(min=LEAST_WORTH).split((4, 1), dim=1))

@@ -27,12 +27,11 @@ from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import decode_indices, encode_indices, restore
 from nic.models import store
 from nic.models.prior import UNIT
-from nic.models.transforms import bits_per_error
+from nic.models.transforms import LATENT, bits_per_error
 from nic.pixels import Picture
 from nic.progress import advance, expect
 from nic.refine import Refinement, project, refine, steps_of
 from nic.windows import (
-    LATENT,
     Slices,
     analyze,
     analyze_latents,

@@ -22,8 +22,8 @@ from nic.effort import Coded, search_latents
 from nic.models.order import Layer, Place, coding_order
 from nic.models.prior import CELL, CLASSES, GROUP, UNIT
 from nic.models.store import Model
-from nic.models.transforms import bits_per_error
-from nic.models.video import BLOCK, GREY, Motion, predict, search, worth_of
+from nic.models.transforms import LATENT, bits_per_error
+from nic.models.video import GREY, Motion, predict, search, worth_of
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 from nic.windows import cell_slices, latent_grid, shrink
 
@@ -52,7 +52,7 @@ def level_of(header: Header, clip: Clip, layer: Layer) -> int:
 
 def to_frame(pixels: np.ndarray, device: torch.device) -> Tensor:
     """Pixels [H, W, 3] uint8 -> [1, 3, h, w] in [0, 1], sides rounded up to 64, the last row and column going on."""
-    height, width = (BLOCK * side for side in latent_grid(*pixels.shape[:2]))
+    height, width = (LATENT * side for side in latent_grid(*pixels.shape[:2]))
     frame = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
     return F.pad(frame, (0, width - frame.shape[3], 0, height - frame.shape[2]), mode="replicate")
 

@@ -12,8 +12,9 @@ from nic.models import store
 from nic.models.extreme import nearest
 from nic.models.prior import UNIT
 from nic.models.refiner import NOISE, Refiner, euler, reach
+from nic.models.transforms import LATENT
 from nic.progress import advance
-from nic.windows import LATENT, Slices, analyze_latents, cell_slices, grow, pixels_of, synthesize, to_images, to_pixels
+from nic.windows import Slices, analyze_latents, cell_slices, grow, pixels_of, synthesize, to_images, to_pixels
 
 __all__ = ["MAX_STEPS", "STRENGTH", "Refinement", "project", "refine", "steps_of"]
 

@@ -25,8 +25,8 @@ from nic.media import Source, part_of
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, Place
-from nic.models.transforms import bits_per_error
-from nic.models.video import BLOCK, GREY
+from nic.models.transforms import LATENT, bits_per_error
+from nic.models.video import GREY
 from nic.refine import Refinement, refine
 from nic.weights import apply_weights, encode_weights, worth
 
@@ -262,7 +262,7 @@ class ClipEncoder:
         room = [max(1, side - WINDOW + 1) for side in coded.latents.shape[2:]]
         corner = [int(torch.randint(side, (1,), generator=chance)) for side in room]
         rows, columns = (slice(start, start + WINDOW) for start in corner)
-        places = [slice(BLOCK * part.start, BLOCK * part.stop) for part in (rows, columns)]
+        places = [slice(LATENT * part.start, LATENT * part.stop) for part in (rows, columns)]
         residual = (to_frame(pixels, self.model.device) - coded.prediction + GREY)[:, :, places[0], places[1]]
         height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
         latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)

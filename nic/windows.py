@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nic.models import store
 from nic.models.prior import CELL
+from nic.models.transforms import LATENT
 from nic.progress import advance
 
 __all__ = [
-    "LATENT",
     "PADDING",
     "Slices",
     "analyze",
@@ -34,7 +34,6 @@ __all__ = [
     "windows",
 ]
 
-LATENT = 16  # pixels a side of a latent
 HYPER = 4  # latents a side of a hyper-latent
 PADDING = 64  # pictures are padded to multiples of this many pixels
 Slices = tuple[slice, slice]  # rows and columns

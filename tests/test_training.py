@@ -9,6 +9,7 @@ import pytest
 import skimage.data
 import skimage.io
 import torch
+from torch import Tensor
 
 from nic import codec
 from nic.models import store
@@ -18,7 +19,7 @@ from nic.models.prior import ACTIVATION_MAX, STEPS, ExactConv, IntegerConv, step
 from nic.models.training import codebook
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.image import train
-from nic.models.training.start import read_start, widened
+from nic.models.training.start import fit_linear, read_start, widened
 from nic.pixels import Picture
 
 CONFIG = """
@@ -146,6 +147,29 @@ def test_a_run_starts_from_one_with_fewer_latents_and_blocks_and_other_rates(
     assert torch.load(longer, weights_only=True)["average"]["analysis.latent.weight"].shape == (48, 32, 1, 1)
 
 
+def test_new_latents_carry_linearly_what_the_others_leave(
+    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig], photographs: Path
+) -> None:
+    """Unquantized, a codec with more latents and a linear transform beside the network reconstructs better at once."""
+    old = configs[0]
+    new = dataclasses.replace(old, latent=64, linear=True)
+    narrow, wide = ImageCodec(old), ImageCodec(new)
+    state = torch.load(checkpoint, weights_only=True)["average"]
+    narrow.load_state_dict(state)
+    wide.load_state_dict(widened(state, old, wide, new))
+    images = torch.from_numpy(skimage.data.chelsea()[:128, :192]).permute(2, 0, 1)[None].float() / 255
+
+    def error(model: ImageCodec, quality: float) -> Tensor:
+        level = torch.tensor([quality])
+        return (model.synthesis(model.analysis(images, level), level) - images).square().mean()
+
+    with torch.no_grad():
+        assert torch.allclose(error(narrow, 63), error(wide, 63), rtol=1e-3)  # the linear transform starts at zero
+        fit_linear(wide, old, Photos(read_photos([photographs], workers=1), torch.device("cpu")))
+        assert error(wide, 63) < 0.8 * error(narrow, 63)
+        assert error(wide, 0) < error(narrow, 0)  # gains of analysis and synthesis are each other's inverse
+
+
 def test_a_run_starts_from_a_weight_file(
     weights: Path, configs: tuple[ImageConfig, TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +233,23 @@ def test_training_starts_from_a_transform_that_reconstructs() -> None:
         torch.manual_seed(0)
         model = ImageCodec(dataclasses.replace(config, trunk=trunk, trunk_blocks=0, deep_blocks=0))
         model.start_from_dct()
-        quality = torch.tensor([20.0])
-        with torch.no_grad():
-            decoded = model.synthesis(model.analysis(images, quality), quality)
-        assert (decoded - images).square().mean() < 10**-2.7
+        assert left(model, images) < 10**-2.7
+
+
+def left(model: ImageCodec, images: Tensor) -> float:
+    """The mean squared error of unquantized latents."""
+    quality = torch.tensor([20.0])
+    with torch.no_grad():
+        return float((model.synthesis(model.analysis(images, quality), quality) - images).square().mean())
+
+
+def test_a_linear_transform_starts_as_the_frequencies_that_the_network_lacks() -> None:
+    config = dataclasses.replace(read_toml(CONFIGS / "medium.toml", ImageConfig)[0], trunk_blocks=0, deep_blocks=0)
+    images = torch.from_numpy(skimage.data.chelsea()[:256, :384]).permute(2, 0, 1)[None].float() / 255
+    errors = []
+    for sizes in (dataclasses.replace(config, latent=192, linear=False), config):
+        torch.manual_seed(0)
+        model = ImageCodec(sizes)
+        model.start_from_dct()
+        errors.append(left(model, images))
+    assert errors[1] < errors[0] / 2

@@ -14,7 +14,7 @@ from nic.models.config import ImageConfig, TrainConfig
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start, widened
+from nic.models.training.start import fit_linear, read_start, widened
 from nic.models.transforms import QUALITY_INDICES
 from nic.models.vq import Codebooks
 
@@ -69,7 +69,10 @@ def train(
     model.start_from_dct()
     model.codebooks = codebooks.to(where) if codebooks else None
     if start_from:
-        model.load_state_dict(widened(*read_start(start_from), model, config))
+        state, old = read_start(start_from)
+        model.load_state_dict(widened(state, old, model, config))
+        if config.linear and not old.linear and not (run / "last.pt").exists():
+            fit_linear(model, old, photos)
     optimizers = optimizers_of([(model, 1.0)], options)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:

@@ -23,7 +23,7 @@ from nic.models.prior import UNIT
 from nic.models.training.codebook import to_frequencies
 from nic.models.training.data import SIDE, Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
-from nic.models.transforms import QUALITY_INDICES, Analysis
+from nic.models.transforms import LATENT, QUALITY_INDICES, Analysis
 from nic.models.vq import TOTAL
 
 __all__ = ["IndexMaps", "gather", "train"]
@@ -31,7 +31,6 @@ __all__ = ["IndexMaps", "gather", "train"]
 OPTIONS = TrainConfig(
     batch=6, crop=512, learning_rate=1e-3, warmup_steps=50, clip=1.0, ema=0.99, seed=1
 )  # crop: whole photographs, as they are read
-LATENT = 16  # pixels a side of a latent
 BASIS_CROPS = 400  # of 256x256, that symbols of bases are counted on
 PASSES = 2  # codebooks that each photograph is coded with
 STEP_SHARES = torch.tensor([1, 1, 2, 4, 4, 4]) / 16  # of the positions

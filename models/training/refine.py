@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nic.models import store
 from nic.models.codec import ImageCodec
 from nic.models.config import RefinerConfig, TrainConfig
-from nic.models.extreme import GRID, book_quality, nearest
+from nic.models.extreme import book_quality, nearest
 from nic.models.prior import UNIT
 from nic.models.refiner import NOISE, Refiner, euler
 from nic.models.training.adversary import LEARNING_RATE, Adversary
@@ -22,7 +22,7 @@ from nic.models.training.loop import Training, is_first, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, take_over
-from nic.models.transforms import QUALITY_INDICES
+from nic.models.transforms import LATENT, QUALITY_INDICES
 
 __all__ = ["Coder", "evaluate", "export", "train"]
 
@@ -134,7 +134,7 @@ def train(
 
 def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
     """What the adversary knows [B, 5, h, w]: colours of 16x16 pixels, quality and mode."""
-    colours = F.avg_pool2d(decoded, GRID)
+    colours = F.avg_pool2d(decoded, LATENT)
     known = torch.stack([quality / (QUALITY_INDICES - 1), extreme.to(quality)], dim=1)
     return torch.cat([colours, known[:, :, None, None].expand(-1, -1, *colours.shape[2:])], dim=1)
 

@@ -8,18 +8,30 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nic.errors import BadInput, UsageError
 from nic.models import store
+from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig
 from nic.models.prior import GROUP, UNIT, QualityTable
+from nic.models.training.data import Photos
 from nic.models.training.loop import read_checkpoint
+from nic.models.transforms import LATENT, QUALITY_INDICES
 
-__all__ = ["read_start", "take_over", "widened"]
+__all__ = ["fit_linear", "read_start", "take_over", "widened"]
 
 NEW_ROWS = 0.1  # what new latents keep of their random weights, so that they start with few bits
-GROWING = ("latent", "trunk_blocks", "deep_blocks", "prior_blocks")  # in which a codec may start from a smaller one
-LAST_LAYERS = ("leave", "contract")  # of the residual branches of blocks
+GROWING = (
+    "latent",
+    "linear",
+    "trunk_blocks",
+    "deep_blocks",
+    "prior_blocks",
+)  # in which it may start from a smaller one
+LAST_LAYERS = ("leave", "contract", "linear")  # of what adds to something
+CROPS = 400  # of 256x256, on which a linear transform is fitted
+RIDGE = 1e-3  # of a pixel's own energy, added to it
 NEW_SCALE = -2.0  # and what the context predicts of their scale: 16 classes below the middle, a deviation of 0.25
 
 
@@ -94,6 +106,40 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
             value = fresh.index_copy(axis, place, value)
         result[name] = value
     return result
+
+
+@torch.no_grad()
+def fit_linear(model: ImageCodec, old: ImageConfig, photos: Photos) -> None:
+    """Gives the latents that ``old`` lacks the linear transform that explains most of what the others leave.
+
+    Reduced-rank regression of 16x16 blocks of what the unquantized latents leave at the highest quality on the blocks
+    themselves. Its components go to the new latents in groups of four, to each chunk of channels in turn.
+    """
+    analysis, synthesis, device = model.analysis, model.synthesis, photos.pixels.device
+    assert analysis.linear and synthesis.linear
+    highest = torch.full((1,), QUALITY_INDICES - 1.0, device=device)
+    products, crossed = (torch.zeros(769, size, dtype=torch.float64, device=device) for size in (769, 768))
+    for _ in range(CROPS):
+        images = photos.crops(1, 256)
+        rest = images - synthesis(analysis(images, highest), highest)
+        x, rest = (F.pixel_unshuffle(part, LATENT)[0].flatten(1).double() for part in (images - 0.5, rest))
+        x = torch.cat([x, torch.ones_like(x[:1])])
+        products, crossed = products + x @ x.T, crossed + x @ rest.T
+    products.diagonal().mul_(1 + RIDGE)
+    predictor = torch.linalg.solve(products, crossed)
+    count, latent = model.config.latent - old.latent, model.config.latent
+    basis = torch.linalg.eigh(predictor.T @ products @ predictor)[1].flip(1)[:, :count]
+    component = torch.arange(count, device=device)
+    group = component // GROUP
+    places = group % 4 * (latent // 4) + old.latent // 4 + group // 4 * GROUP + component % GROUP
+    rows = (predictor @ basis).T.float()
+    analysis.latent.weight[places] = 0
+    analysis.latent.bias[places] = 0
+    analysis.linear.weight[places, :, 0, 0], analysis.linear.bias[places] = rows[:, :-1], rows[:, -1]
+    synthesis.linear.weight[:, places, 0, 0] = basis.float()
+    for gain, sign in ((analysis.gain, 1), (synthesis.gain, -1)):
+        line = torch.linspace(*model.config.log_gains, gain.KNOTS, device=device)
+        gain.knots[:, places] = sign * line[:, None]
 
 
 def take_over(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
