@@ -75,6 +75,12 @@ class Encoder:
         """How many words `finish` would give now."""
         return int(self._coder.num_words())
 
+    def copy(self) -> "Encoder":
+        """Another encoder that goes on from the same symbols."""
+        other = Encoder(self._tables)
+        other._coder = self._coder.clone()
+        return other
+
     def finish(self) -> bytes:
         """The payload: little-endian 32-bit words, none if nothing cost any bits."""
         return bytes(self._coder.get_compressed().astype("<u4").tobytes())

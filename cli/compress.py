@@ -1,5 +1,6 @@
 """nic compress."""
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def compress(
     pictures.
 
     Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
-    One line a file goes to stderr: width, height, size, bits per pixel, speed.
+    One line a file goes to stderr: width, height, size, bits per pixel, the quality that met a target, speed.
 
     A video (MP4, Matroska, WebM, MOV, AVI, ...) becomes one .nic file, too, with its timestamps and its first audio
     track; interlaced frames are deinterlaced, one frame from each. With --resume, an interrupted video goes on behind
@@ -201,7 +202,8 @@ def _compress_picture(source: str, target: str, options: Options) -> Done:
         length = len(encoded.data)
         bits_per_pixel = 8 * length / (width * height)
         speed = width * height / 1e6 / (time.monotonic() - start)
-        figures = f"{length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp  {speed:.2g} Mpx/s"
+        chosen = f"quality {encoded.quality:.1f}  " if options.rate and "quality" not in options.rate else ""
+        figures = f"{length / 1000:.1f} kB  {bits_per_pixel:.3f} bpp  {chosen}{speed:.2g} Mpx/s"
         lines.append(f"{source} -> {target}  {width}x{height}  {figures}")
     return Done(tuple(lines), width * height)
 
@@ -263,5 +265,6 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
     lines = [f"nic: {source}: {note}" for note in done.notes]
     if not options.quiet:
         shape = f"{clip.width}x{clip.height}  {count} frames  {done.size / 1000:.1f} kB"
-        lines.append(f"{source} -> {target}  {shape}  {8 * done.size / pixels:.4f} bpp  {done.psnr:.2f} dB")
+        coded = "" if math.isnan(done.psnr) else f"  {done.psnr:.2f} dB"  # all of it was there already
+        lines.append(f"{source} -> {target}  {shape}  {8 * done.size / pixels:.4f} bpp{coded}")
     return Done(tuple(lines), pixels)

@@ -44,6 +44,7 @@ __all__ = [
     "find",
     "load",
     "load_extreme",
+    "load_from",
     "load_refiner",
     "model_id",
     "put_network",
@@ -274,12 +275,12 @@ def put_network(path: Path, part: str, network: "nn.Module") -> None:
 
 def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> AnyModel:
     """Loads an installed model by id or name; raises UnknownModel."""
-    return load_file_of(find(wanted)["path"], device)
+    return load_from(find(wanted)["path"], device)
 
 
 def load_extreme(path: Path, device: str = "cpu") -> ExtremeModel:
     """Loads the model in a weight file of the extreme mode."""
-    model = load_file_of(path, device)
+    model = load_from(path, device)
     if not isinstance(model, ExtremeModel):
         raise UnknownModel(f"{path} is not of the extreme mode")
     return model
@@ -301,7 +302,7 @@ def load_refiner(path: Path | None = None, device: str = "cpu") -> "Refiner":
     return refiner
 
 
-def load_file_of(path: str | Path, device: str) -> AnyModel:
+def load_from(path: str | Path, device: str) -> AnyModel:
     """Loads the codec in a weight file; raises UnknownModel for a damaged one, and for the refiner."""
     metadata, tensors = read_weights(path)
     identity, sizes = bytes.fromhex(metadata["id"]), json.loads(metadata["config"])

@@ -35,7 +35,8 @@ def encode(
 
     Args:
         image: a Pillow image, an array [H, W] or [H, W, 1..4] of uint8 or uint16, or a picture file as path, bytes or
-            stream. Pillow itself cuts 16-bit colour to 8 bits: pass such a file by its path.
+            stream. Pillow itself cuts 16-bit colour to 8 bits: pass such a file by its path. Its limit of pixels,
+            PIL.Image.MAX_IMAGE_PIXELS, holds here, too.
         quality: 0 (smallest) to 100 (best); ignored where one of the targets below is given.
         bpp: the file's size in bits per pixel, metadata included.
         size: the file's size in bytes.

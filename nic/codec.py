@@ -273,13 +273,13 @@ def load_model(wanted: bytes | str, device: str = "auto") -> store.AnyModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device here; use --device cpu")
-    return cached_model(wanted, device)
+    return cached_model(store.find(wanted)["path"], device)
 
 
 @lru_cache(maxsize=4)
-def cached_model(wanted: bytes | str, device: str) -> store.AnyModel:
+def cached_model(path: str, device: str) -> store.AnyModel:
     with torch.inference_mode(False):  # whoever is the first to ask: an encoder needs gradients
-        return store.load(wanted, device)
+        return store.load_from(path, device)
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ network of this clip. What goes that way is the frame minus its prediction (nic/
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +27,7 @@ from nic.models.video import GREY, Motion, predict, search, worth_of
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
 from nic.windows import cell_slices, latent_grid, shrink
 
-__all__ = ["CodedFrame", "decode_group", "encode_group", "level_of", "tables_of"]
+__all__ = ["CodedFrame", "decode_group", "encode_group", "level_of", "read_group", "tables_of"]
 
 CLASS_TABLE = ESCAPE_CLASS + 1  # the table of scale classes, all equally likely
 COARSE = 4  # blocks a side of one coarse motion vector
@@ -82,8 +82,7 @@ def encode_frame(
     valid = slice(pixels.shape[0]), slice(pixels.shape[1])
 
     def code(targets: Tensor) -> Coded:
-        encoder = Encoder(tables_of(model))
-        put_motion(model, encoder, motion, worth, len(known))
+        encoder = head.copy()
         latents = put_latents(model, encoder, targets, hyper, level)
         return Coded((encoder.finish(),), latents)
 
@@ -292,23 +291,33 @@ def decode_group(
     """
     order = coding_order(len(group.frames), file.clip.span)
     needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
+    decoded: dict[int, np.ndarray] = {}
+    for place, level, motion, latents in read_group(model, file, group, needed):
+        prediction = predict([to_frame(decoded[i], model.device) for i in place.references], motion)
+        decoded[place.frame] = reconstruct(model, prediction, latents, level, file.header.height, file.header.width)
+    yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
+
+
+def read_group(
+    model: Model, file: ClipFile, group: Group, needed: Container[int] | None = None
+) -> Iterator[tuple[Place, int, Motion, Tensor]]:
+    """Place, quality level, motion and latents of a group's frames in coding order, or of those needed.
+
+    Raises BadFile.
+    """
     waiting = [
         (place, words, level_of(file.header, file.clip, place.layer))
-        for place, words in zip(order, group.frames, strict=True)
-        if place.frame in needed
+        for place, words in zip(coding_order(len(group.frames), file.clip.span), group.frames, strict=True)
+        if needed is None or place.frame in needed
     ]
-    height, width = file.header.height, file.header.width
-    grid = latent_grid(height, width)
+    grid = latent_grid(file.header.height, file.header.width)
     at_once = max(1, CELL**2 // math.prod(grid))
-    decoded: dict[int, np.ndarray] = {}
     while waiting:
         places, payloads, levels = zip(*waiting[:at_once], strict=True)
         del waiting[:at_once]
         read = read_frames(model, payloads, [len(place.references) for place in places], levels, *grid)
         for place, level, (motion, latents) in zip(places, levels, read, strict=True):
-            prediction = predict([to_frame(decoded[i], model.device) for i in place.references], motion)
-            decoded[place.frame] = reconstruct(model, prediction, latents, level, height, width)
-    yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
+            yield place, level, motion, latents
 
 
 def ancestors(order: list[Place], frame: int) -> set[int]:

@@ -20,7 +20,7 @@ from nic.bitstream.limits import MAX_GROUP_PIXELS
 from nic.codec import LEVELS, load_model, psnr
 from nic.effort import check_options
 from nic.errors import BadFile, BadOutput, NicError, UsageError
-from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, to_frame
+from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, read_group, to_frame
 from nic.media import Source, part_of
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
@@ -413,9 +413,11 @@ def decode_one(file: ClipFile, frame: int, *, refinement: Refinement | None = No
 
 
 def verify(data: bytes, *, device: str = "auto") -> None:
-    """Decodes every frame of an intact file; raises BadFile for any problem."""
+    """Decodes every symbol of an intact file, without making frames; raises BadFile for any problem."""
     file = read(data)
     if file.problems:
         raise BadFile(file.problems[0])
-    for _ in decode_frames(file, device=device):
-        pass
+    model = network(file, device)
+    for _, group in sorted(file.groups.items()):
+        for _ in read_group(model, file, group):
+            pass

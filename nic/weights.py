@@ -35,8 +35,8 @@ def encode_weights(model: Model, changes: dict[str, Tensor], steps: dict[str, in
         groups = to_groups(changes[name])
         chance = torch.Generator().manual_seed(0)
         some = groups[torch.randperm(len(groups), generator=chance)[:SAMPLED]]
-        worth = torch.full_like(some, 1 / RATE_WEIGHT)
-        best = min(TRIED_CLASSES, key=lambda c: choose(model, some, c, worth)[0])
+        weights = torch.full_like(some, 1 / RATE_WEIGHT)
+        best = min(TRIED_CLASSES, key=lambda c: choose(model, some, c, weights)[0])
         classes = torch.full((len(groups),), best, device=groups.device)
         if not model.codebooks.quantize(groups, classes)[1].any():
             head += bytes([0, 0])

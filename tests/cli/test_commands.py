@@ -62,6 +62,7 @@ def test_compress_and_decompress(pictures: Path, photo: np.ndarray, tmp_path: Pa
 def test_rate_targets_are_accepted(pictures: Path, tmp_path: Path, target: list[str]) -> None:
     result = nic("compress", pictures / "photo.png", tmp_path / "out.nic", "-e", 1, *target)
     assert result.exit_code == 0, result.output
+    assert bool(re.search(r" bpp  quality \d+\.\d  ", result.stderr)) == ("-q" not in target)
 
 
 @pytest.mark.parametrize(
