@@ -82,7 +82,7 @@ def quantizers(
     model: ImageCodec, weights: Path, photos: Photos, crops: int
 ) -> dict[str, tuple[Prior, Quantizer, float | None]]:
     """The five ways: prior, quantizer, and the rate weight where it is not the codebooks' own."""
-    integer = model.prior.to_integer()
+    integer = store.load_from(weights, "cpu").prior
     counted = scalar_tables(gather(model, integer, photos, None, crops))
     chosen = counted
     samples = gather(model, integer, photos, chosen, crops)

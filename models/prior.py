@@ -32,6 +32,7 @@ __all__ = [
     "CPU",
     "GROUP",
     "LATENT_MAX",
+    "OUTER",
     "QUALITY_LEVELS",
     "STEPS",
     "UNIT",
@@ -59,6 +60,7 @@ STEPS = 4
 CPU = torch.device("cpu")
 Exact = TypeVar("Exact", bound=nn.Module)
 CELL = 64  # latents a side of an independently coded cell
+OUTER = ("leave", "head")  # layers whose outputs have the scale of latents
 PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))  # of row and column
 QUALITY_LEVELS = 4 * (QUALITY_INDICES - 1) + 1  # files store quality in quarters of an index
 
@@ -356,6 +358,18 @@ class Prior(nn.Module):
         means = grouped(mean)[:, mask]
         residuals = source(stage, means, scale_class[:, mask])
         grouped(latents)[:, mask] = (means + residuals).clamp(-LATENT_MAX, LATENT_MAX)
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Makes the activations of the context ``factor`` times as large; what comes out stays, but for clamping."""
+        for name, layer in self.named_modules():
+            if isinstance(layer, ExactConv) and not name.startswith(OUTER):
+                layer.bias.mul_(factor)
+        self.quality.knots.mul_(factor)
+        self.hyper_synthesis[0].weight.mul_(factor)
+        for enter, leave in zip(self.enter, self.leave, strict=True):
+            enter.weight[:, -self.latent :].mul_(factor)
+            leave.weight.div_(factor)
 
     def to_integer(self) -> "Prior":
         """A copy over integers. Its tensors are integers held in float32; ``.double()`` gives the same results."""

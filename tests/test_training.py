@@ -1,5 +1,6 @@
 """Training, resuming, fitting and coding with the result, on two photographs and a very small model."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -186,6 +187,27 @@ def test_a_run_starts_from_a_weight_file(
         for a, b in zip(trained.step(0, features, latents), integer.step(0, features.round(), latents), strict=True):
             assert (a - b).abs().max() < 8 and a.std() > 0
         assert (trained.quality(quality) - integer.quality(quality)).abs().max() <= 0.5
+
+
+def test_larger_activations_of_the_prior_predict_the_same(
+    checkpoint: Path, configs: tuple[ImageConfig, TrainConfig]
+) -> None:
+    torch.manual_seed(0)
+    model = ImageCodec(configs[0])
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+    prior, larger = model.prior.eval(), copy.deepcopy(model.prior)
+    for layer in prior.modules():
+        if isinstance(layer, ExactConv):
+            torch.nn.init.normal_(layer.bias, std=0.1)
+    larger.load_state_dict(prior.state_dict())
+    larger.rescale(3.0)
+    hyper, latents = (64 * torch.randn(1, channels, side, side) for channels, side in ((8, 2), (32, 8)))
+    quality = torch.tensor([18.0])
+    with torch.no_grad():
+        outputs = [part.step(1, part.features(hyper, quality), latents) for part in (prior, larger)]
+        assert larger.features(hyper, quality).std() > 2.9 * prior.features(hyper, quality).std()
+    for before, after in zip(*outputs, strict=True):
+        assert torch.allclose(before, after, atol=1e-2) and before.std() > 0
 
 
 def test_crops_are_photographs(photographs: Path) -> None:

@@ -18,9 +18,20 @@ from torch import Tensor
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma
 from nic.models.config import ImageConfig
-from nic.models.prior import CLASSES, GROUP, QUALITY_LEVELS, UNIT, Prior
+from nic.models.prior import (
+    ACTIVATION_MAX,
+    CLASSES,
+    GROUP,
+    OUTER,
+    QUALITY_LEVELS,
+    UNIT,
+    ContextBlock,
+    ExactConv,
+    Prior,
+)
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import device_of, read_checkpoint
+from nic.models.transforms import QUALITY_INDICES
 from nic.models.vq import ESCAPE_MAX, RATE_WEIGHT, TOTAL, Codebook, Codebooks
 
 __all__ = ["fit_codebooks", "fit_from_photos", "fit_weights", "gather", "utilisation"]
@@ -31,6 +42,8 @@ SAMPLES_MIN = 20_000  # below this, groups of neighbouring classes are borrowed,
 VECTORS_MAX = 80_000  # used in each fit
 ITERATIONS = 10
 RECOUNTS = 4  # new frequencies change which codewords are chosen
+RANGE_CROPS = 12  # of 256x256, that the prior's range is judged by
+LOUD = 1e-5
 RARE = 2e-6  # cells used less often are dropped
 
 
@@ -46,6 +59,31 @@ def escape_table() -> Tensor:
     """A heavy-tailed guess, 1 / (1 + |v|)^2: escapes are too rare to be worth counting."""
     steps = torch.arange(-ESCAPE_MAX, ESCAPE_MAX + 1, dtype=torch.float64)
     return to_frequencies(1 / (1 + steps.abs()).square())
+
+
+@torch.no_grad()
+def use_range(model: ImageCodec, photos: Photos) -> None:
+    """Scales the prior's activations so that, at the highest quality, all but a share of LOUD fit their range.
+
+    Integers round them; the larger they are, the less that takes away.
+    """
+    prior, device = model.prior, photos.pixels.device
+    inner = [layer for name, layer in prior.named_modules() if not name.startswith(OUTER)]
+    seen: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.abs().flatten().cpu()))
+        for layer in inner
+        if isinstance(layer, ExactConv | ContextBlock)
+    ]
+    highest = torch.full((1,), QUALITY_INDICES - 1.0, device=device)
+    for _ in range(RANGE_CROPS):
+        y = model.analysis(photos.crops(1, 256), highest)
+        model.quantize(y, prior.features(model.quantize_hyper(model.hyper_analysis(y), highest)[0] * UNIT, highest))
+    for hook in hooks:
+        hook.remove()
+    values = torch.cat(seen)
+    loudest = float(values.kthvalue(math.ceil((1 - LOUD) * len(values))).values)
+    prior.rescale(ACTIVATION_MAX / max(loudest, 1.0))
 
 
 @torch.no_grad()
@@ -212,6 +250,7 @@ def fit_from_photos(
 
     With ``books``, their codewords are kept, and only their symbols counted.
     """
+    use_range(model, photos)
     prior = model.prior.to_integer()
     device = photos.pixels.device
     if books is None:
