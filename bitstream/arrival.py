@@ -28,6 +28,8 @@ class Arrival:
         self.data += block
         try:
             while chunk := self._next_chunk():
+                if chunk.tag == "DONE" or (chunk.tag == "HEAD" and self._header):
+                    raise BadFile(f"{chunk.tag} is not where it belongs, or the last")
                 if chunk.tag == "HEAD":
                     self._header = unpack_header(chunk.payload)
                 elif chunk.tag == "CELL" and self._header:
@@ -35,7 +37,7 @@ class Arrival:
                     index = reader.varint()
                     yield self._header, index, reader.take(reader.remaining)
         except NicError:
-            self._position = 2**64  # nothing after a defect is taken for a cell
+            self._position = 2**64  # nothing after the end or a defect is taken for a cell
 
     def cut_cell(self) -> tuple[int, bytes] | None:
         """The index of the cell whose chunk is not complete yet, and its words so far; None if there is no such."""

@@ -5,10 +5,20 @@ from dataclasses import asdict, dataclass
 from nic.bitstream.container import SIGNATURE, Contents, collect, noted, pack_chunk, read_head, scan
 from nic.bitstream.fields import Field, Reader, pack_fields, pack_varint, unpack_fields
 from nic.bitstream.header import Header, Kind, Mode, pack_header
-from nic.bitstream.limits import MAX_CHUNKS, MAX_FRAMES, MAX_GROUP, MAX_GROUP_PIXELS
+from nic.bitstream.limits import MAX_FRAMES, MAX_GROUP, MAX_GROUP_PIXELS, MAX_GROUPS
 from nic.errors import BadFile, BadInput, UsageError
 
-__all__ = ["CLIP_FIELDS", "Clip", "ClipFile", "Group", "pack_end", "pack_group", "pack_start", "salvage_clip"]
+__all__ = [
+    "CLIP_FIELDS",
+    "Clip",
+    "ClipFile",
+    "Group",
+    "pack_end",
+    "pack_group",
+    "pack_origin",
+    "pack_start",
+    "salvage_clip",
+]
 
 TICKS_MAX = 2**32 - 1
 BLOCKS = {"audi": "audio", "WGTS": "weights"}
@@ -104,6 +114,11 @@ def pack_group(index: int, group: Group) -> bytes:
     return pack_chunk("GRUP", b"".join(parts))
 
 
+def pack_origin(identity: bytes) -> bytes:
+    """An ancillary chunk for files that are not finished: what tells their source from others."""
+    return pack_chunk("from", identity)
+
+
 def pack_end() -> bytes:
     """What ends a file."""
     return pack_chunk("DONE", b"")
@@ -117,13 +132,13 @@ def salvage_clip(data: bytes) -> ClipFile:
     """
     stream = scan(data)
     head, clip_chunk = next(stream), next(stream, None)
-    for found in (head, clip_chunk):
-        if isinstance(found, BadFile):
-            raise found
-    assert not isinstance(head, BadFile) and not isinstance(clip_chunk, BadFile)
+    if isinstance(head, BadFile):
+        raise head
     header = read_head(head)
     if header.kind != Kind.VIDEO:
         raise UsageError("the file holds a picture, not a video")
+    if isinstance(clip_chunk, BadFile):
+        raise clip_chunk
     if clip_chunk is None or clip_chunk.tag != "CLIP":
         raise BadFile("the second chunk of a video is not CLIP")
     clip = unpack_clip(header, clip_chunk.payload)
@@ -158,8 +173,8 @@ def check(header: Header, clip: Clip, error: type[BadFile | BadInput]) -> None:
     pixels = header.width * header.height * min(clip.group, clip.frames)
     if pixels > MAX_GROUP_PIXELS:
         raise error(f"{pixels} pixels in a group are more than the {MAX_GROUP_PIXELS} of a .nic file")
-    if clip.groups > MAX_CHUNKS - 8:
-        raise error(f"{clip.groups} groups are more than the {MAX_CHUNKS - 8} of a .nic file")
+    if clip.groups > MAX_GROUPS:
+        raise error(f"{clip.groups} groups are more than the {MAX_GROUPS} of a .nic file")
     if (header.mode, header.channels, header.bit_depth) != (Mode.FIDELITY, 3, 8):
         raise error("a video has fidelity mode and three channels of 8 bits")
 

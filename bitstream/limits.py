@@ -8,6 +8,7 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_CHUNK_LENGTH",
     "MAX_FRAMES",
+    "MAX_GROUPS",
     "MAX_GROUP",
     "MAX_GROUP_PIXELS",
     "MAX_METADATA_LENGTH",
@@ -31,8 +32,11 @@ MAX_CHUNK_LENGTH = 2**30
 # Bytes of one metadata block once inflated. Real ICC, EXIF and XMP blocks stay below 4 MiB; zlib packs zeros 1000:1.
 MAX_METADATA_LENGTH = 2**24
 
-# Frames of a video: three hours at 24 a second. With MAX_GROUP, MAX_CHUNKS is the tighter limit for short groups.
+# Frames of a video: three hours at 24 a second.
 MAX_FRAMES = 2**18
+
+# Groups of a video; the other chunks are for what else there is. With short groups, this is the tighter limit.
+MAX_GROUPS = MAX_CHUNKS - 8
 
 # Frames of a group.
 MAX_GROUP = 256

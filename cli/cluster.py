@@ -2,10 +2,10 @@
 
 import os
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nic.cli.files import Done, Work, attempt
+from nic.cli.files import Done, Task, attempt
 from nic.errors import BadInput, NicError, UsageError
 
 __all__ = ["outcomes"]
@@ -14,7 +14,7 @@ RETRIES = 2  # of a task whose process or machine was lost
 AHEAD = 2  # tasks that wait for each processor, so that none is idle
 
 
-def outcomes(sources: Collection[str], work: Work, address: str) -> Iterator[tuple[str, Done | NicError | None]]:
+def outcomes(tasks: Mapping[str, Task], address: str) -> Iterator[tuple[str, Done | NicError | None]]:
     """As `nic.cli.files.outcomes`, on the cluster at an address ("auto": of this machine, or $RAY_ADDRESS).
 
     Its machines have the same nic and see the same files under the same names. Raises UsageError without a cluster.
@@ -30,14 +30,14 @@ def outcomes(sources: Collection[str], work: Work, address: str) -> Iterator[tup
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster answers at {address}: start one with `ray start`") from error
-    task = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt_in)
-    waiting, running = list(sources)[::-1], dict[Any, str]()
+    remote = ray.remote(num_cpus=1, max_retries=RETRIES)(attempt_in)
+    waiting, running = list(tasks)[::-1], dict[Any, str]()
     try:
         most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while waiting or running:
             while waiting and len(running) < most:
                 source = waiting.pop()
-                running[task.remote(os.getcwd(), work, source)] = source
+                running[remote.remote(os.getcwd(), tasks[source])] = source
             (ready,), _ = ray.wait(list(running))
             try:
                 outcome = ray.get(ready)
@@ -52,10 +52,10 @@ def outcomes(sources: Collection[str], work: Work, address: str) -> Iterator[tup
         ray.shutdown()
 
 
-def attempt_in(folder: str, work: Work, source: str) -> Done | NicError | None:
+def attempt_in(folder: str, task: Task) -> Done | NicError | None:
     """`attempt` in the folder that relative names refer to."""
     try:
         os.chdir(folder)
     except OSError as error:
         return BadInput(f"{folder} is not on the machine {os.uname().nodename} of the cluster: {error.strerror}")
-    return attempt(work, source)
+    return attempt(task)

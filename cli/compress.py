@@ -137,15 +137,15 @@ def compress(
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
     check_options(folder, force, resume, ray)
     targets = plan(paths, folder, ".nic", readable_suffixes() | SUFFIXES)
-    options = Options(targets, rate, effort, mode, mask_rate, frames, not no_audio, device, force, resume, quiet)
-    for_each(targets, partial(_compress_one, options=options), jobs, ray)
+    options = Options(rate, effort, mode, mask_rate, frames, not no_audio, device, force, resume, quiet)
+    work = partial(_compress_one, options=options)
+    for_each({source: partial(work, source, target) for source, target in targets.items()}, jobs, ray)
 
 
 @dataclass(frozen=True)
 class Options:
     """What the command line asks for, of each file."""
 
-    targets: dict[str, str]  # by source
     rate: dict[str, Any]  # one of quality, bpp, size and psnr, or none
     effort: int
     mode: str
@@ -158,16 +158,15 @@ class Options:
     quiet: bool
 
 
-def _compress_one(source: str, options: Options) -> Done:
+def _compress_one(source: str, target: str, options: Options) -> Done:
     from nic.media import part_of
 
-    target = options.targets[source]
-    begun = options.resume and part_of(target).is_file()  # a video that was to replace what is there
+    is_video = _is_video(source)
+    begun = options.resume and is_video and os.path.isfile(part_of(target))  # it was to replace what is there
     if options.resume and os.path.isfile(target) and not begun:
         return Done()
     check_target(target, options.force or begun)
-    compress_it = _compress_video if _is_video(source) else _compress_picture
-    return compress_it(source, target, options)
+    return (_compress_video if is_video else _compress_picture)(source, target, options)
 
 
 def _compress_picture(source: str, target: str, options: Options) -> Done:
@@ -255,7 +254,7 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
                 progress=show,
             )
     except KeyboardInterrupt:
-        if part_of(target).is_file():
+        if os.path.isfile(part_of(target)):
             how = "with --resume instead of --force" if options.force else "with --resume"
             report(f"nic: {source}: interrupted; the same command {how} goes on")
         raise

@@ -137,15 +137,15 @@ def decompress(
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
         suffix = Path(paths[1]).suffix
-    options = Options(targets, suffix, folder is not None, crop, frame, flow, partial, device, force, resume, quiet)
-    for_each(targets, functools.partial(_decompress_one, options=options), jobs, ray)
+    options = Options(suffix, folder is not None, crop, frame, flow, partial, device, force, resume, quiet)
+    work = functools.partial(_decompress_one, options=options)
+    for_each({source: functools.partial(work, source, target) for source, target in targets.items()}, jobs, ray)
 
 
 @dataclass(frozen=True)
 class Options:
     """What the command line asks for, of each file."""
 
-    targets: dict[str, str]  # by source
     suffix: str
     mixed: bool  # pictures and videos may come: each kind that the suffix is not for takes its default
     crop: tuple[int, int, int, int] | None
@@ -158,13 +158,12 @@ class Options:
     quiet: bool
 
 
-def _decompress_one(source: str, options: Options) -> Done:
+def _decompress_one(source: str, target: str, options: Options) -> Done:
     from nic.bitstream.container import chunks, read_head
     from nic.bitstream.header import Kind
     from nic.media import WRITABLE
     from nic.refine import Refinement
 
-    target = options.targets[source]
     refinement = Refinement(**options.flow) if options.flow else None
     data = read(source) if options.mixed else None
     if data:

@@ -4,10 +4,11 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -133,14 +134,14 @@ class Done:
     pixels: int = 0
 
 
-Work = Callable[[str], Done | None]
+Task = Callable[[], Done | None]
 
 
-def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | None = None) -> None:
-    """Call `work` on each source, with a progress bar on a terminal where there are several.
+def for_each(tasks: Mapping[str, Task], jobs: int = 1, ray: str | None = None) -> None:
+    """Do the task of each source, with a progress bar on a terminal where there are several.
 
     A NicError is reported and the rest goes on; the first one's exit code ends the command after the last source. With
-    several jobs, each runs in a process of its own with its share of the cores, and `work` must be picklable; so it
+    several jobs, each runs in a process of its own with its share of the cores, and tasks must be picklable; so they
     must with `ray`, the address of a Ray cluster that does the work.
     """
     from tqdm import tqdm
@@ -149,9 +150,9 @@ def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | Non
 
     context = click.get_current_context()
     exit_code, failed, pixels, start = 0, 0, 0, time.monotonic()
-    bar = tqdm(total=len(sources), unit="file", disable=len(sources) < 2 or not sys.stderr.isatty())
+    bar = tqdm(total=len(tasks), unit="file", disable=len(tasks) < 2 or not sys.stderr.isatty())
     with bar:
-        for source, outcome in on_cluster(sources, work, ray) if ray else outcomes(sources, work, jobs):
+        for source, outcome in on_cluster(tasks, ray) if ray else outcomes(tasks, jobs):
             if isinstance(outcome, NicError):
                 if context.find_root().params["debug"]:
                     raise outcome
@@ -162,45 +163,59 @@ def for_each(sources: Collection[str], work: Work, jobs: int = 1, ray: str | Non
                 for line in outcome.lines:
                     report(line)
             bar.update()
-    if len(sources) > 1 and pixels and not context.params.get("quiet"):
+    if len(tasks) > 1 and pixels and not context.params.get("quiet"):
         seconds = time.monotonic() - start
-        files = f"{len(sources) - failed} of {len(sources)}" if failed else f"{len(sources)}"
+        files = f"{len(tasks) - failed} of {len(tasks)}" if failed else f"{len(tasks)}"
         report(f"{files} files, {pixels / 1e6:.1f} Mpx in {seconds:.1f} s: {pixels / 1e6 / seconds:.2f} Mpx/s")
     context.exit(exit_code)
 
 
-def outcomes(sources: Collection[str], work: Work, jobs: int) -> Iterator[tuple[str, Done | NicError | None]]:
-    """Each source with what its work returned, or with its error, in the order in which they end."""
-    if jobs == 1 or len(sources) == 1:
-        yield from ((source, attempt(work, source)) for source in sources)
+def outcomes(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, Done | NicError | None]]:
+    """Each source with what its task returned, or with its error, in the order in which they end."""
+    if jobs == 1 or len(tasks) == 1:
+        yield from ((source, attempt(task)) for source, task in tasks.items())
         return
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
+    from multiprocessing import active_children, get_context
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))  # for the processes that now start
-    pool = ProcessPoolExecutor(min(jobs, len(sources)), get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(jobs, len(tasks)), get_context("spawn"), signal.signal, (signal.SIGTERM, signal.default_int_handler)
+    )
     try:
-        futures = {pool.submit(attempt, work, source): source for source in sources}
+        futures = {pool.submit(attempt_in_process, task): source for source, task in tasks.items()}
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
             except BrokenProcessPool:
                 yield futures[future], NicError("a process was killed, perhaps for lack of memory: use fewer jobs")
+    except BaseException:  # interrupted, or no longer wanted
+        for process in active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def attempt(work: Work, source: str) -> Done | NicError | None:
-    """What `work` returns, or the NicError that it raises; one, too, where memory does not suffice."""
+def attempt_in_process(task: Task) -> Done | NicError | None:
+    """`attempt`; an interrupted process ends, instead of going on with the next task that it has been given."""
     try:
-        return work(source)
+        return attempt(task)
+    except KeyboardInterrupt:
+        os._exit(1)  # what the task has left unfinished is gone by now
+
+
+def attempt(task: Task) -> Done | NicError | None:
+    """What a task returns, or the NicError that it raises; one, too, where memory does not suffice."""
+    try:
+        return task()
     except NicError as error:
         return error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):  # what torch says of processors and GPUs
             raise
-        return NicError("not enough memory for it: use fewer --jobs, --effort 1, or --device cpu")
+        return NicError("not enough memory for it: fewer files at a time or, in compressing, --effort 1 take less")
 
 
 def cores() -> int:

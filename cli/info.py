@@ -1,6 +1,7 @@
 """nic info."""
 
 import json
+from functools import partial
 from typing import Any
 
 import click
@@ -21,7 +22,7 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
         description = {"file": source, **describe(read(source))}
         click.echo(json.dumps(description) if as_json else _text(description))
 
-    for_each(files, show)
+    for_each({source: partial(show, source) for source in files})
 
 
 def _text(description: dict[str, Any]) -> str:

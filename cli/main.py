@@ -5,6 +5,7 @@ that `nic --help` and `nic info` answer without torch.
 """
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -90,5 +91,7 @@ def main() -> None:
     """The entry point of the `nic` script."""
     if sys.stderr is None:  # closed; tqdm would write to stdout instead, into the file that may go there
         sys.stderr = open(os.devnull, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, not always UTF-8
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # unfinished files go, as after Ctrl-C
     cli(prog_name="nic")

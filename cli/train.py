@@ -29,6 +29,12 @@ def together(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
+def _crop(ctx: click.Context, param: click.Parameter, side: int | None) -> int | None:
+    if side is not None and side % 64:
+        raise click.BadParameter(f"{side} is no multiple of 64")
+    return side
+
+
 def _precision(ctx: click.Context, param: click.Parameter, bfloat16: bool | None) -> bool:
     return ctx.params["device"] == "cuda" if bfloat16 is None else bfloat16
 
@@ -79,6 +85,9 @@ precision_option = click.option(
 tuning_options = together(
     precision_option,
     click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's."),
+    click.option(
+        "--crop", type=click.IntRange(64), callback=_crop, help="Its sides in pixels, instead of the config's."
+    ),
     click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's."),
 )
 perceptual_options = together(
@@ -120,7 +129,9 @@ note_option = click.option("--note", default="", help="A line for the model card
 @click.option("--start-from", type=EXISTING, help=START_HELP)
 @codebooks_option
 @tuning_options
-def image(config: str, codebooks: Path | None, batch: int | None, learning_rate: float | None, **run: Any) -> None:
+def image(
+    config: str, codebooks: Path | None, batch: int | None, crop: int | None, learning_rate: float | None, **run: Any
+) -> None:
     """Train the image codec of a config for some minutes; the learning rate has decayed to zero when they end.
 
     On several GPUs: torchrun --nproc-per-node N --no-python nic train image ... Then run nic codebook fit.
@@ -129,7 +140,7 @@ def image(config: str, codebooks: Path | None, batch: int | None, learning_rate:
     from nic.models.config import ImageConfig
     from nic.models.training import image as training
 
-    model, options = read_config(config, ImageConfig, batch, learning_rate)
+    model, options = read_config(config, ImageConfig, batch=batch, crop=crop, learning_rate=learning_rate)
     training.train(model, options, codebooks=store.read_codebooks(codebooks) if codebooks else None, **run)
 
 
@@ -229,7 +240,7 @@ def write_residuals(coder: Any, frames: Callable[[], Any], seed: int, folder: Pa
 )
 @perceptual_options
 @tuning_options
-def extreme(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
+def extreme(config: str, batch: int | None, crop: int | None, learning_rate: float | None, **run: Any) -> None:
     """Train the extreme mode of a config for some minutes; the learning rate has decayed to zero when they end.
 
     First from a fidelity codec or an earlier run, then from the result with --synthesis-only; then run nic train
@@ -238,7 +249,7 @@ def extreme(config: str, batch: int | None, learning_rate: float | None, **run: 
     from nic.models.config import ExtremeConfig
     from nic.models.training import extreme as training
 
-    training.train(*read_config(config, ExtremeConfig, batch, learning_rate), **run)
+    training.train(*read_config(config, ExtremeConfig, batch=batch, crop=crop, learning_rate=learning_rate), **run)
 
 
 @train.command(short_help="Train the prior of the extreme mode's indices and write the weight file.")
@@ -288,6 +299,7 @@ def refine(
     fidelity: str,
     extreme: str,
     batch: int | None,
+    crop: int | None,
     learning_rate: float | None,
     note: str,
     **run: Any,
@@ -297,7 +309,7 @@ def refine(
     from nic.models.config import RefinerConfig
     from nic.models.training import refine as training
 
-    model, options = read_config(config, RefinerConfig, batch, learning_rate)
+    model, options = read_config(config, RefinerConfig, batch=batch, crop=crop, learning_rate=learning_rate)
 
     def weights_of(name: str) -> Path:
         return Path(name) if Path(name).suffix else Path(store.find(name)["path"])
@@ -308,10 +320,8 @@ def refine(
         click.echo(f"wrote {output}, model id {identity.hex()}")
 
 
-def read_config(
-    name: str, sizes: type[Any], batch: int | None = None, learning_rate: float | None = None
-) -> tuple[Any, Any]:
-    """The model and training tables of a config, with what the command line says instead; raises UsageError."""
+def read_config(name: str, sizes: type[Any], **given: Any) -> tuple[Any, Any]:
+    """The model and training tables of a config, with what is given instead, if not None; raises UsageError."""
     import dataclasses
 
     from nic.models.config import CONFIGS, read_toml
@@ -323,6 +333,4 @@ def read_config(
         model, options = read_toml(path, sizes)
     except (OSError, KeyError, TypeError, ValueError):
         raise UsageError(f"config {name} is not one of this command") from None
-    return model, dataclasses.replace(
-        options, batch=batch or options.batch, learning_rate=learning_rate or options.learning_rate
-    )
+    return model, dataclasses.replace(options, **{name: value for name, value in given.items() if value is not None})

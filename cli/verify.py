@@ -1,5 +1,7 @@
 """nic verify."""
 
+from functools import partial
+
 import click
 
 from nic.cli.files import device_option, for_each, read
@@ -20,4 +22,4 @@ def verify(files: tuple[str, ...], device: str) -> None:
         (video if holds_video(data) else codec).verify(data, device=device)
         click.echo(f"{source}: OK")
 
-    for_each(files, check)
+    for_each({source: partial(check, source) for source in files})

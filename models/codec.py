@@ -72,11 +72,12 @@ class ImageCodec(nn.Module):
         mean, scale_class = self.prior.hyper_prior(quality)
         residual = z - mean / UNIT
         sigma = class_sigma(scale_class).repeat_interleave(GROUP, dim=1)
-        bits = gaussian_bits(residual + torch.rand_like(residual) - 0.5, sigma)
-        return z + (torch.round(residual) - residual).detach(), bits.sum(dim=(1, 2, 3))
+        hard = torch.round(residual).detach()
+        bits = gaussian_bits(self.told(residual, hard), sigma)
+        return z + (hard - residual).detach(), bits.sum(dim=(1, 2, 3))
 
     def quantize(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Straight-through hard quantization of the residuals for the synthesis, uniform noise for the rate."""
+        """Straight-through hard quantization of the residuals for the synthesis; the rate is that of ``told``."""
         y_hat = torch.zeros_like(y)
         bits = torch.zeros(y.shape[0], device=y.device)
         for step in range(STEPS):
@@ -85,11 +86,14 @@ class ImageCodec(nn.Module):
             mean, scale_class = (x.float() for x in self.prior.step(step, features, y_hat * UNIT))
             residual = y - mean / UNIT
             sigma = class_sigma(scale_class).repeat_interleave(GROUP, dim=1)
-            noisy = residual + torch.rand_like(residual) - 0.5
-            bits = bits + (gaussian_bits(noisy, sigma) * mask).sum(dim=(1, 2, 3))
             hard = self.quantize_residuals(residual.detach(), scale_class.detach(), groups)
+            bits = bits + (gaussian_bits(self.told(residual, hard), sigma) * mask).sum(dim=(1, 2, 3))
             y_hat = y_hat + (y + (hard - residual).detach()) * mask
         return y_hat, bits
+
+    def told(self, residual: Tensor, hard: Tensor) -> Tensor:
+        """What the rate is taken of: with uniform noise in training, else the residuals as they are quantized."""
+        return residual + torch.rand_like(residual) - 0.5 if self.training else hard
 
     def quantize_residuals(self, residual: Tensor, scale_class: Tensor, groups: Tensor) -> Tensor:
         """Residuals [B, M, h, w] rounded to whole steps or, once there are codebooks, to codewords where selected."""

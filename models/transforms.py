@@ -3,6 +3,9 @@
 One low-resolution trunk of 1x1 convolutions with 3x3 depthwise ones between, as in DCVC-RT (Jia et al., "Towards
 Practical Real-Time Neural Video Compression", arXiv 2502.20762, section 3.2). Quality is a vector of gains
 (Cui et al., "Asymmetric Gained Deep Image Compression", arXiv 2003.02012), log-interpolated between learned knots.
+
+Where convolutions compute in bfloat16, in training, what leaves or enters as pixels and latents and the residual stream
+between are float32 all the same: eight bits cost 0.2 dB at the highest quality.
 """
 
 import itertools
@@ -105,12 +108,14 @@ class Analysis(nn.Module):
         self.gain = Gain(config.latent, *config.log_gains)
 
     def forward(self, images: Tensor, quality: Tensor) -> Tensor:
-        x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH))
+        x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH)).float()
         x = self.trunk(x * self.trunk_gain(quality))
-        y = self.latent(self.deep(self.down(F.pixel_unshuffle(x, 2))))
-        if self.linear:
-            y = y + self.linear(F.pixel_unshuffle(images - 0.5, LATENT))
-        return y * self.gain(quality)
+        x = self.deep(self.down(F.pixel_unshuffle(x, 2)).float())
+        with torch.autocast(images.device.type, enabled=False):
+            y = self.latent(x)
+            if self.linear:
+                y = y + self.linear(F.pixel_unshuffle(images - 0.5, LATENT))
+            return y * self.gain(quality)
 
 
 class Synthesis(nn.Module):
@@ -128,10 +133,14 @@ class Synthesis(nn.Module):
         self.linear = nn.Conv2d(config.latent, 3 * LATENT**2, 1) if config.linear else None
 
     def forward(self, latents: Tensor, quality: Tensor) -> Tensor:
-        y = latents * self.gain(quality)
-        x = self.trunk(F.pixel_shuffle(self.up(self.deep(self.latent(y))), 2))
-        images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
-        return images + F.pixel_shuffle(self.linear(y), LATENT) if self.linear else images
+        exact = torch.autocast(latents.device.type, enabled=False)
+        with exact:
+            y = latents * self.gain(quality)
+            x = self.latent(y)
+        x = self.trunk(F.pixel_shuffle(self.up(self.deep(x)).float(), 2))
+        with exact:
+            images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
+            return images + F.pixel_shuffle(self.linear(y), LATENT) if self.linear else images
 
 
 class HyperAnalysis(nn.Module):

@@ -5,6 +5,7 @@ and interlaced frames are deinterlaced, one frame from each. Audio is copied, ne
 Matroska file of its own.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -97,8 +98,8 @@ class Seen:
     notes: list[str]
 
 
-def look_through(path: str, last: int | None) -> Seen:
-    """Decodes a file up to frame ``last``. Raises BadInput, also for more than MAX_FRAMES."""
+def look_through(path: str, first: int, last: int | None) -> Seen:
+    """Decodes a file up to frame ``last``. Raises BadInput, also for more than MAX_FRAMES from ``first`` on."""
     stamps: list[int | None] = []
     size, interlaced, notes = (0, 0), False, list[str]()
     with reading(), opened(path) as container:
@@ -108,7 +109,7 @@ def look_through(path: str, last: int | None) -> Seen:
             stamps.append(frame.pts)
             if last is not None and len(stamps) > last:
                 break
-            if len(stamps) > MAX_FRAMES:
+            if len(stamps) > first + MAX_FRAMES:
                 raise BadInput(f"more than {MAX_FRAMES} frames: take a part with --frames")
             turned = frame.rotation % 180 == 90
             shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
@@ -170,9 +171,9 @@ class Source:
         Raises BadInput, and UsageError where there are no such frames.
         """
         named = f"--frames {first}:{'' if last is None else last}"
-        if not 0 <= first < (MAX_FRAMES if last is None else last):
+        if first < 0 or (last is not None and last <= first):
             raise UsageError(f"{named} names no frame")
-        seen = look_through(path, last)
+        seen = look_through(path, first, last)
         if first >= len(seen.stamps):
             raise UsageError(f"{named} names no frame of {len(seen.stamps)}")
         chosen, tick, aspect = seen.stamps[first:last], seen.tick, seen.aspect
@@ -184,6 +185,13 @@ class Source:
         end = None if last is None or last >= len(seen.stamps) else begin + (ticks[-1] + mean_step(ticks)) * tick
         notes = tuple(seen.notes)
         return cls(path, first, *seen.size, tuple(ticks), tick, aspect, seen.interlaced, begin, end, notes)
+
+    @property
+    def identity(self) -> bytes:
+        """8 bytes that tell these frames of the file, as it is now, from others."""
+        status = os.stat(self.path)
+        told = f"{status.st_size} {status.st_mtime_ns} {self.first} {self.tick} {self.ticks}"
+        return hashlib.sha256(told.encode()).digest()[:8]
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         """The frames [H, W, 3] uint8 from ``start`` on. Raises BadInput, also where the file has become shorter."""

@@ -51,6 +51,7 @@ _WITHOUT_ALPHA = ("BMP", "JPEG", "PPM")
 
 _EXIF_PREFIX = b"Exif\0\0"  # what JPEG puts before the EXIF block, and Pillow before most of them
 _ORIENTATION = 0x0112
+_SHORT, _LONG = 3, 4  # EXIF's types of numbers
 
 # Of the tags in a TIFF file, those that describe the picture and not its storage; then the EXIF and GPS directories.
 _DESCRIPTIVE_TAGS = (270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 315, 33432)
@@ -141,7 +142,7 @@ def save(picture: Picture, target: BinaryIO, format: str) -> None:
     """Write `picture` to `target` in one of the formats of WRITABLE.
 
     PNG and TIFF keep 16 bits, the others round to 8. BMP and PPM hold no metadata.
-    Raises UsageError for what `format` cannot hold: alpha in JPEG, BMP or PPM, 20,000 pixels a side in WebP.
+    Raises UsageError for what `format` cannot hold: alpha in JPEG, BMP or PPM, more than 16,383 pixels a side in WebP.
     """
     if picture.alpha is not None and format in _WITHOUT_ALPHA:
         raise UsageError(f"{format} cannot hold the picture's alpha channel: write PNG, TIFF, WebP or AVIF")
@@ -219,7 +220,7 @@ def _from_file(file: BinaryIO) -> Picture:
         if image.format == "PNG":
             image.load()  # its metadata may stand behind the pixels
         metadata = _metadata(image)
-        samples = _read_deep(file)
+        samples = _read_deep(file, f"{str(image.format).lower()}_pipe")
         if image.format == "TIFF" and image.mode == "RGB":
             samples = samples[..., :3]  # a fourth sample that is not said to be alpha is none, as in 8 bits
         return _picture(samples, **metadata)
@@ -261,9 +262,12 @@ def _reset_orientation(exif: bytes) -> tuple[int, bytes]:
         (directory,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, directory)
         for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, _, _, orientation = struct.unpack_from(order + "HHIH", exif, entry)
+            tag, kind = struct.unpack_from(order + "HH", exif, entry)
+            number = order + {_SHORT: "H", _LONG: "I"}.get(kind, "H")
+            (orientation,) = struct.unpack_from(number, exif, entry + 8)
             if tag == _ORIENTATION and orientation in _UPRIGHT:
-                return orientation, exif[: entry + 8] + struct.pack(order + "H", 1) + exif[entry + 10 :]
+                end = entry + 8 + struct.calcsize(number)
+                return orientation, exif[: entry + 8] + struct.pack(number, 1) + exif[end:]
     except struct.error:  # truncated: kept as it is, and no orientation to be found
         pass
     return 1, exif
@@ -271,20 +275,23 @@ def _reset_orientation(exif: bytes) -> tuple[int, bytes]:
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:
     """The icc, exif and xmp of an image; for a TIFF, its descriptive tags and directories become the exif."""
-    exif = image.info.get("exif") or b""
+    icc, exif, xmp = (_bytes(image.info.get(name)) for name in ("icc_profile", "exif", "xmp"))
     if image.format == "TIFF":
         stored = image.getexif()
         kept = Image.Exif()
         kept.update({tag: stored[tag] for tag in _DESCRIPTIVE_TAGS if tag in stored})
-        for tag in _DIRECTORY_TAGS:
-            if directory := stored.get_ifd(tag):
-                kept.get_ifd(tag).update(directory)
-        exif = kept.tobytes() if len(kept) else b""
-    return {
-        "icc": image.info.get("icc_profile") or b"",
-        "exif": exif.removeprefix(_EXIF_PREFIX),
-        "xmp": image.info.get("xmp") or b"",
-    }
+        directories = {tag: directory for tag in _DIRECTORY_TAGS if (directory := stored.get_ifd(tag))}
+        for tag, directory in directories.items():
+            kept.get_ifd(tag).update(directory)
+        exif = kept.tobytes() if len(kept) or directories else b""
+    return {"icc": icc, "exif": exif.removeprefix(_EXIF_PREFIX), "xmp": xmp}
+
+
+def _bytes(block: Any) -> bytes:
+    """A block of metadata, which Pillow takes for text or numbers where a TIFF's tag has a type that it should not."""
+    if isinstance(block, str):
+        return block.encode("latin-1", "ignore")
+    return block if isinstance(block, bytes) else b""
 
 
 def _pillow_metadata(picture: Picture) -> dict[str, Any]:
@@ -326,6 +333,8 @@ def _wide_grey(image: Image.Image) -> np.ndarray:
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
         raise BadInput("its samples are floating-point or exceed 16 bits: convert it to 8 or 16 bits first")
     grey = grey.astype(np.uint16)
+    if _tiff_tags(image).get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
+        grey = grey << 4 | grey >> 8
     if _tiff_tags(image).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 and image.mode.startswith("I;16"):
         grey = 65535 - grey  # white is zero, which Pillow heeds in 8 bits only
     if (transparent := image.info.get("transparency")) is None:
@@ -362,10 +371,10 @@ def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
     return ";16" in str(raw_mode)
 
 
-def _read_deep(file: BinaryIO) -> np.ndarray:
+def _read_deep(file: BinaryIO, format: str) -> np.ndarray:
     """[H, W, 2..4] uint16 of a 16-bit file, decoded by ffmpeg. Raises BadInput for a layout that it does not know."""
     file.seek(0)
-    with av.open(file, "r") as container:
+    with av.open(file, "r", format) as container:
         frame = next(container.decode(video=0))
     name, order = frame.format.name[:-2], frame.format.name[-2:]
     channels = next((count for count, layout in _DEEP_FORMATS.items() if layout == name), None)

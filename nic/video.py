@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_start, salvage_clip
+from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_origin, pack_start, salvage_clip
 from nic.bitstream.header import Header, Kind, Mode
-from nic.bitstream.limits import MAX_GROUP_PIXELS
+from nic.bitstream.limits import MAX_GROUP_PIXELS, MAX_GROUPS
 from nic.codec import LEVELS, load_model, psnr
 from nic.effort import check_options
 from nic.errors import BadFile, BadOutput, NicError, UsageError
@@ -126,9 +126,7 @@ def compress(
         if not job.coded:  # else --resume goes on from there
             part.unlink(missing_ok=True)
         raise
-    with part.open("ab") as file:
-        file.write(pack_end())
-    os.replace(part, part.with_suffix(""))  # a link stays one
+    job.finish(part.with_suffix(""))  # a link stays one
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
         notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")
@@ -142,8 +140,9 @@ class ClipEncoder:
         self.source = source
         self.model = model
         self.effort = effort
-        pixels = source.width * source.height
-        self.length = max(1, min(GROUP, MAX_GROUP_PIXELS // pixels, len(source.ticks)))
+        pixels, count = source.width * source.height, len(source.ticks)
+        wanted = max(GROUP, -(-count // MAX_GROUPS))  # more where there would be too many groups
+        self.length = max(1, min(wanted, MAX_GROUP_PIXELS // pixels, count))
         self.span = SPANS[0]
         self.kept: dict[int, tuple[list[np.ndarray], GroupMotion]] = {}  # of groups that are coded more than once
         pack_start(self.header(0), self.clip(0), None, None)  # knows the limits, before any work is done
@@ -207,7 +206,8 @@ class ClipEncoder:
         count = -(-len(self.source.ticks) // self.length)
         wanted = {round((i + 0.5) * count / FIT_GROUPS - 0.5) for i in range(FIT_GROUPS)}
         if not self.kept:
-            self.kept = {i: (frames, self.motion(i, frames)) for i, frames in self.groups() if i in wanted}
+            groups = islice(self.groups(), max(wanted) + 1)
+            self.kept = {i: (frames, self.motion(i, frames)) for i, frames in groups if i in wanted}
         return list(self.kept.values())
 
     def search(self, size: int) -> int:
@@ -286,6 +286,7 @@ class Job:
         self.progress = progress
         self.frames = len(encoder.source.ticks)
         self.fitting = self.frames * encoder.effort.epochs / (encoder.effort.epochs + 4 + 4 * encoder.effort.iterations)
+        self.origin = pack_origin(encoder.source.identity)
         self.errors: list[float] = []  # PSNR of each frame
         self.size = self.coded = 0  # bytes; frames, of earlier runs too
 
@@ -307,7 +308,7 @@ class Job:
             weights, start = None, 0
             if encoder.effort.epochs:
                 weights = encoder.fit(self.level, lambda done: self.report(done * self.fitting))
-            self.part.write_bytes(pack_start(header, clip, self.audio, weights))
+            self.part.write_bytes(pack_start(header, clip, self.audio, weights) + self.origin)
         self.size, self.coded = self.part.stat().st_size, start * clip.group
         model = apply_weights(encoder.model, weights)
         for index, frames in encoder.groups(start):
@@ -316,18 +317,25 @@ class Job:
                 file.write(pack_group(index, group))
             self.size = self.part.stat().st_size
 
+    def finish(self, target: Path) -> None:
+        """Makes the part file the finished one."""
+        before, _, groups = self.part.read_bytes().partition(self.origin)
+        finished = self.part.with_suffix(".finished")
+        finished.write_bytes(before + groups + pack_end())
+        os.replace(finished, target)
+        self.part.unlink()
+
     def resumed(self, header: Header, clip: Clip) -> ClipFile | None:
-        """The part file, cut behind its last whole group; None if it is of another video or other settings."""
+        """The part file, cut behind its last whole group; None if it is of other frames or other settings."""
         try:
             data = self.part.read_bytes()
             found = salvage_clip(data)
         except (OSError, NicError):
             return None
         whole = found.groups.keys() == set(range(len(found.groups)))
-        same = (found.header, found.clip, found.audio) == (header, clip, self.audio)
-        if not same or not whole or found.network_lost:
+        start = pack_start(header, clip, self.audio, found.weights) + self.origin
+        if not data.startswith(start) or not whole or found.network_lost:
             return None
-        start = pack_start(header, clip, self.audio, found.weights)
         self.part.write_bytes(start + b"".join(pack_group(i, found.groups[i]) for i in range(len(found.groups))))
         return found
 

@@ -18,6 +18,7 @@ from PIL import Image
 import nic
 from nic import codec, video
 from nic.bitstream.clip import ClipFile, Group, pack_end, pack_group, pack_start
+from nic.bitstream.arrival import cut_cell
 from nic.bitstream.container import SIGNATURE, NicFile, chunks, pack, salvage
 from nic.bitstream.fields import pack_varint
 from nic.cli.main import cli
@@ -124,6 +125,15 @@ def test_a_stream_is_decoded_while_it_comes_in(file: bytes, whole: np.ndarray, m
     result = codec.recover_stream(blocks())
     assert np.array_equal(result.picture.pixels, whole) and not result.problems
     assert decoded == list(codec.unpack(file).cells)
+
+
+def test_nothing_is_read_behind_a_second_header(file: bytes) -> None:
+    signature_and_head, cells = b"".join(raw_chunks(file)[:2]), raw_chunks(file)[2:]
+    assert cells[1][:4] == b"CELL"
+    begun = signature_and_head + cells[0]
+    for more, index in ((b"", 1), (raw_chunks(file)[1], None)):
+        found = cut_cell(begun + more + cells[1][:-20])
+        assert (found[0] if found else None) == index
 
 
 def test_a_damaged_stream_gives_what_the_damaged_file_gives(photo: np.ndarray, ramp: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import skimage.data
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from nic.bitstream.limits import MAX_SIDE
 from nic.errors import BadInput, NicError, UsageError
@@ -201,6 +201,19 @@ def test_white_is_zero(photo: np.ndarray, photo16: np.ndarray, compression: str 
         assert_equal(load(target.getvalue()), grey)
 
 
+def test_12_bit_grey_tiff_is_as_bright_as_it_was(photo16: np.ndarray) -> None:
+    grey = (photo16[..., 0] >> 4)[:, : photo16.shape[1] // 2 * 2].astype(np.uint32)
+    pairs = grey[:, ::2] << 12 | grey[:, 1::2]
+    packed = np.stack([pairs >> 16, pairs >> 8 & 255, pairs & 255], axis=2).astype(np.uint8).tobytes()
+    height, width = grey.shape
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, height)]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(packed))]]
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+    assert len(data) == 122
+    loaded = load(data + packed).pixels[..., 0]
+    assert np.abs(loaded.astype(int) - (grey * (65535 / 4095)).round()).max() <= 8
+
+
 def test_16_bit_grey_png_of_pillow(photo16: np.ndarray) -> None:
     grey = photo16[..., 0]
     assert_equal(load(file_of(Image.fromarray(grey), "PNG")), grey)
@@ -287,6 +300,27 @@ def test_only_the_orientation_bytes_of_exif_change(photo: np.ndarray) -> None:
     changed = [index for index, (a, b) in enumerate(zip(block, picture.exif, strict=True)) if a != b]
     assert len(changed) == 1
     assert picture.exif[changed[0]] == 1
+
+
+def test_orientation_may_be_a_long_number(photo: np.ndarray) -> None:
+    """As some writers have it, in big-endian files, too."""
+    block = b"MM\0*" + struct.pack(">IHHHII", 8, 1, ORIENTATION, 4, 1, 6) + bytes(4)
+    turned = load(file_of(Image.fromarray(photo), "PNG", exif=block))
+    assert np.array_equal(turned.pixels, np.rot90(photo, -1))
+    assert turned.exif == block[:18] + struct.pack(">I", 1) + bytes(4)
+
+
+def test_metadata_of_a_tiff_that_has_odd_types_or_only_a_directory(photo: np.ndarray) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[TiffImagePlugin.ICCPROFILE], tags.tagtype[TiffImagePlugin.ICCPROFILE] = profile.decode("latin-1"), 2
+    picture = load(file_of(Image.fromarray(photo), "TIFF", tiffinfo=tags))
+    assert len(picture.icc) == len(profile) and isinstance(picture.xmp, bytes)
+    times = TiffImagePlugin.ImageFileDirectory_v2()
+    times[0x8769] = {0x9003: "2001:02:03 04:05:06"}
+    kept = Image.Exif()
+    kept.load(load(file_of(Image.fromarray(photo), "TIFF", tiffinfo=times)).exif)
+    assert kept.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
 
 
 @pytest.mark.parametrize("damage", [b"", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff", b"garbage!", b"II*\0\xff\xff\xff\xff"])

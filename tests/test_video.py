@@ -233,6 +233,22 @@ def test_a_part_file_of_other_settings_is_not_taken(clip: Path, tmp_path: Path, 
     assert len(video.read((tmp_path / "clip.nic").read_bytes()).groups) == 1
 
 
+def test_a_part_file_of_other_frames_is_not_taken(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "GROUP", 2)
+    target, fresh = str(tmp_path / "clip.nic"), str(tmp_path / "fresh.nic")
+
+    def stop(progress: video.Progress) -> None:
+        if progress.done > 0.7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.compress(Source.open(str(clip), 0, 4), target, effort=1, audio=False, progress=stop)
+    assert len(salvage_clip(Path(f"{target}.part").read_bytes()).groups) == 1
+    for name, resume in ((target, True), (fresh, False)):
+        video.compress(Source.open(str(clip), 2, 6), name, effort=1, audio=False, resume=resume)
+    assert Path(target).read_bytes() == Path(fresh).read_bytes()
+
+
 def places(data: bytes) -> dict[str, list[int]]:
     """Where the payloads of each tag end."""
     found: dict[str, list[int]] = {}
@@ -358,14 +374,17 @@ def test_a_part_file_without_its_network_is_not_taken(groups: bytes, clip: Path,
         patch.setattr(video, "GROUP", 3)
         encoder = video.ClipEncoder(Source.open(str(clip)), load_model(store.VIDEO, "cpu"), video.EFFORTS[1])
         for data, found in zip(with_weights(groups), (True, False), strict=True):
-            part.write_bytes(data)
             file = salvage_clip(groups)
             job = video.Job(encoder, round(0.3 * 252), file.audio, part, lambda progress: None)
+            first = data.index(b"GRUP")
+            part.write_bytes(data[:first] + job.origin + data[first:])
             assert (job.resumed(file.header, file.clip) is not None) == found
 
 
 def test_a_video_beyond_the_limits_is_refused_before_any_work(clip: Path) -> None:
     source = dataclasses.replace(Source.open(str(clip)), ticks=tuple(range(250_000)))
+    assert video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[9]).length == 62
+    source = dataclasses.replace(source, width=8192, height=8192)
     with pytest.raises(BadInput, match="groups are more than"):
         video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[9])
 

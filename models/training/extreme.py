@@ -154,17 +154,18 @@ def start_from_fidelity(model: ExtremeCodec, state: dict[str, Tensor], old: Imag
     """Makes ``model`` the fidelity codec at its lowest quality, its latents projected and quantized.
 
     New blocks start as the identity: after the old ones in the analysis, before them in the synthesis. Raises
-    UsageError for a codec of other trunks, or with more deep blocks or fewer latents.
+    UsageError for a codec of other widths, or with more blocks or fewer latents.
     """
     new = model.config
-    same = (old.trunk, old.trunk_blocks, old.deep) == (new.trunk, new.trunk_blocks, new.deep)
-    if not same or old.deep_blocks > new.deep_blocks or old.latent < new.latent:
-        raise UsageError("the codec to start from has other trunks, more deep blocks or fewer latents than the config")
+    more = old.trunk_blocks > new.trunk_blocks or old.deep_blocks > new.deep_blocks
+    if (old.trunk, old.deep) != (new.trunk, new.deep) or more or old.latent < new.latent:
+        raise UsageError("the codec to start from has other widths, more blocks or fewer latents than the config")
     donor = ImageCodec(old).to(photos.pixels.device, memory_format=torch.channels_last)
     donor.load_state_dict(state)
+    donor.analysis.linear = donor.synthesis.linear = None  # for high rates
     analysis, synthesis = model.analysis, model.synthesis
-    copy_blocks(analysis, donor.analysis, "down", 0)
-    copy_blocks(synthesis, donor.synthesis, "up", model.config.deep_blocks - old.deep_blocks)
+    copy_blocks(analysis, donor.analysis, "down", last=False)
+    copy_blocks(synthesis, donor.synthesis, "up", last=True)
     quality = torch.zeros(1, device=photos.pixels.device)
     y = torch.cat([donor.analysis(photos.crops(1, 256), quality).movedim(1, -1).flatten(0, 2) for _ in range(CROPS)])
     mean = y.mean(dim=0)
@@ -183,16 +184,18 @@ def start_from_fidelity(model: ExtremeCodec, state: dict[str, Tensor], old: Imag
     model.codebook.use.copy_(use[order] / use.mean())
 
 
-def copy_blocks(part: Analysis | Synthesis, donor: Analysis | Synthesis, resampling: str, first: int) -> None:
-    """Takes over trunk, patches and deep blocks, these from place ``first`` on; the other deep ones do nothing."""
-    kept = [name for name in part.state_dict() if name.split(".")[0] in ("patch", "trunk", resampling)]
+def copy_blocks(part: Analysis | Synthesis, donor: Analysis | Synthesis, resampling: str, last: bool) -> None:
+    """Takes over patches, resampling, and blocks, as the first or the last ones; the other blocks do nothing."""
+    kept = [name for name in part.state_dict() if name.split(".")[0] in ("patch", resampling)]
     part.load_state_dict({name: donor.state_dict()[name] for name in kept}, strict=False)
     part.trunk_gain.knots.copy_(donor.trunk_gain.knots[:1].expand_as(part.trunk_gain.knots))
-    for name, value in part.deep.named_parameters():
-        if name.split(".")[1] in ("leave", "contract"):
-            value.zero_()
-    for place, block in enumerate(donor.deep):
-        part.deep[first + place].load_state_dict(block.state_dict())
+    for blocks, theirs in ((part.trunk, donor.trunk), (part.deep, donor.deep)):
+        for name, value in blocks.named_parameters():
+            if name.split(".")[1] in ("leave", "contract"):
+                value.zero_()
+        first = len(blocks) - len(theirs) if last else 0
+        for place, block in enumerate(theirs):
+            blocks[first + place].load_state_dict(block.state_dict())
 
 
 def load(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:

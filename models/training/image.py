@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig, TrainConfig
+from nic.models.training.codebook import use_range
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training
 from nic.models.training.soap import optimizers_of
@@ -25,7 +26,7 @@ __all__ = ["evaluate", "train"]
 def evaluate(
     model: ImageCodec, photos: list[np.ndarray], qualities: tuple[float, ...] = (8, 24, 40, 56)
 ) -> list[dict[str, Any]]:
-    """Estimated bpp and mean PSNR of whole photographs (cropped to multiples of 64) at some qualities."""
+    """Bpp by the Gaussians and mean PSNR of whole photographs (cropped to multiples of 64) at some qualities."""
     device = next(model.parameters()).device
     rows = []
     for quality in qualities:
@@ -68,15 +69,17 @@ def train(
     model = ImageCodec(config).to(where, memory_format=torch.channels_last)
     model.start_from_dct()
     model.codebooks = codebooks.to(where) if codebooks else None
-    if start_from:
+    if start_from and not (run / "last.pt").exists():
         state, old = read_start(start_from)
         model.load_state_dict(widened(state, old, model, config))
-        if config.linear and not old.linear and not (run / "last.pt").exists():
+        if config.linear and not old.linear:
             fit_linear(model, old, photos)
+        use_range(model, photos)
     optimizers = optimizers_of([(model, 1.0)], options)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        quality = torch.rand(options.batch, device=where) * (QUALITY_INDICES - 1)
+        place = torch.arange(options.batch, device=where) + torch.rand(options.batch, device=where)
+        quality = place * ((QUALITY_INDICES - 1) / options.batch)  # one in each part of the range
         return model.loss(photos.crops(options.batch, options.crop), quality)
 
     checkpoint = training.fit(model, optimizers, loss, photos.seed, config)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -155,7 +156,8 @@ class Training:
 
         The learning rate of the options follows the schedule; a parameter group of an optimizer takes ``factor`` times
         it. The folder gets config.json, log.jsonl and last.pt; an unfinished run found there is resumed.
-        seed_data: starts another sequence of batches. adversary: learns too, is saved, but neither averaged nor kept.
+        seed_data: starts another sequence of batches: in each process, after resuming, and in a folder of another
+        name. adversary: learns too, is saved, but neither averaged nor kept.
         """
         options, checkpoint = self.options, self.folder / "last.pt"
         learning = nn.ModuleList([model, adversary] if adversary else [model])
@@ -168,7 +170,7 @@ class Training:
         if self.first:
             text = json.dumps({"model": vars(config), "train": vars(options)}, indent=1)
             (self.folder / "config.json").write_text(text)
-        seed = options.seed + state.step + 1_000_000 * self.rank  # others in each process and after resuming
+        seed = options.seed + state.step + 1_000_000 * self.rank + crc32(self.folder.name.encode())
         seed_data(seed)
         torch.manual_seed(seed)
         schedule, log = Schedule(self.minutes, options.warmup_steps, state.seconds), Log(self.write)

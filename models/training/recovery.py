@@ -1,5 +1,6 @@
 """``nic train recovery``: the network that guesses lost indices, for a weight file of the extreme mode."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def train(
         latents = codewords[book][indices.clamp(min=0)].movedim(-1, 1)
         lost = ~known & inside
         logits = recovery(latents, known & inside, codewords[book])[lost].float()
-        bits = F.cross_entropy(logits, indices[lost]) if lost.any() else logits.sum()
+        bits = F.cross_entropy(logits, indices[lost]) / math.log(2) if lost.any() else logits.sum()
         return bits / (book + BITS_MIN), {"bits": bits}
 
     optimizer = torch.optim.Adam(recovery.parameters(), OPTIONS.learning_rate, fused=True)

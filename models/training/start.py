@@ -31,7 +31,7 @@ GROWING = (
 )  # in which it may start from a smaller one
 LAST_LAYERS = ("leave", "contract", "linear")  # of what adds to something
 CROPS = 400  # of 256x256, on which a linear transform is fitted
-RIDGE = 1e-3  # of a pixel's own energy, added to it
+RIDGE = 1e-5  # of a pixel's own energy, added to it
 NEW_SCALE = -2.0  # and what the context predicts of their scale: 16 classes below the middle, a deviation of 0.25
 
 

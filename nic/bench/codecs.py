@@ -167,7 +167,8 @@ def _webp(name: str) -> Codec:
     return Codec(name, "WebP", version, settings, _steps(0, 100), partial(_save, options=options), _open)
 
 
-def _avif(name: str, label: str, subsampling: str) -> Codec:
+def _avif(name: str, label: str, subsampling: str, tune: str = "") -> Codec:
+    """tune: what libaom aims at, unless it is libavif's default of SSIM."""
     try:
         from PIL import _avif as library
 
@@ -186,9 +187,11 @@ def _avif(name: str, label: str, subsampling: str) -> Codec:
             "speed": 4,
             "autotiling": False,
             "max_threads": 1,
+            "advanced": {"tune": tune} if tune else {},
         }
 
     version = f"libavif {features.version('avif')} ({library.codec_versions()}), {subsampling}, 8 bit, speed 4"
+    version += f", tune {tune}" if tune else ""
     settings = (12, 28, 42, 56, 70, 83)
     return Codec(name, label, version, settings, _steps(0, 100), partial(_save, options=options), _open)
 
@@ -353,6 +356,7 @@ CODECS: dict[str, Callable[[str], Codec]] = {  # in the order of plots
     "jxl": _jxl,
     "avif-420": partial(_avif, label="AVIF 4:2:0", subsampling="4:2:0"),
     "avif": partial(_avif, label="AVIF 4:4:4", subsampling="4:4:4"),
+    "avif-psnr": partial(_avif, label="AVIF 4:4:4, for PSNR", subsampling="4:4:4", tune="psnr"),
     "x265": partial(
         _video,
         label="x265 4:4:4",

@@ -98,13 +98,13 @@ def load_ffmpeg(label: str, library: str, form: str, options: str, settings: tup
 CODECS: dict[str, Callable[[int], Codec]] = {
     "nic": load_nic,
     "x264": lambda effort: load_ffmpeg(
-        "x264 veryslow", "libx264", "h264", "-preset veryslow -crf {}", (44, 40, 36, 32, 28, 24)
+        "x264 veryslow", "libx264", "h264", "-preset veryslow -tune psnr -crf {}", (44, 40, 36, 32, 28, 24)
     ),
     "x265": lambda effort: load_ffmpeg(
         "x265 veryslow",
         "libx265",
         "hevc",
-        "-preset veryslow -crf {} -x265-params log-level=error",
+        "-preset veryslow -tune psnr -crf {} -x265-params log-level=error",
         (44, 40, 36, 32, 28, 24),
     ),
     "svt-av1": lambda effort: load_ffmpeg(

@@ -18,7 +18,7 @@ from nic.errors import BadInput, UsageError
 
 VIDEO = ("x265", "svt-av1", "aom", "vvc")
 ZOO = ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-anchor")
-SLOW = ("nic", "avif-420", "avif", "aom", "vvc")
+SLOW = ("nic", "avif-420", "avif", "avif-psnr", "aom", "vvc")
 # dB at the last setting; the others 34
 TOP = {"nic": 30, "nic-refined": 27, "nic-extreme": 19, "svt-av1": 37, "vvc": 37, "x265": 39, "aom": 39}
 

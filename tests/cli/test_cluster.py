@@ -54,14 +54,16 @@ def fragile(folder: Path, source: str) -> Done:
 
 
 def test_both_nodes_work(address: str) -> None:
-    outcomes = dict(cluster.outcomes([str(index) for index in range(12)], where, address))
+    outcomes = dict(cluster.outcomes({str(index): partial(where, str(index)) for index in range(12)}, address))
     assert len(outcomes) == 12
     assert len({outcome.lines for outcome in outcomes.values() if isinstance(outcome, Done)}) == 2
 
 
 def test_a_lost_process_is_tried_again_and_reported_at_last(address: str, tmp_path: Path) -> None:
     sources = ["fine", "broken", "unlucky", "doomed", "last"]
-    outcomes: dict[str, Any] = dict(cluster.outcomes(sources, partial(fragile, tmp_path), address))
+    outcomes: dict[str, Any] = dict(
+        cluster.outcomes({source: partial(fragile, tmp_path, source) for source in sources}, address)
+    )
     assert {source: outcomes[source].lines for source in ("fine", "unlucky", "last")} == {
         source: (source,) for source in ("fine", "unlucky", "last")
     }
@@ -81,7 +83,7 @@ def test_a_folder_is_compressed_and_decompressed(address: str, tmp_path: Path) -
     assert done.returncode == 3
     problems = [line for line in done.stderr.splitlines() if line.startswith("nic: ")]
     assert len(problems) == 1 and problems[0].startswith("nic: in/4.png: not a picture")
-    assert done.stderr.splitlines()[-1].startswith("5 files, ")
+    assert done.stderr.splitlines()[-1].startswith("4 of 5 files, ")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{index}.nic" for index in range(4)]
     done = subprocess.run([*command, "decompress", "out", "-o", "back", "--quiet", "--ray", address], **options)
     assert (done.returncode, done.stderr) == (0, "")
@@ -90,4 +92,4 @@ def test_a_folder_is_compressed_and_decompressed(address: str, tmp_path: Path) -
 
 def test_no_cluster_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no Ray cluster"):
-        next(cluster.outcomes(["x"], where, "127.0.0.1:1"))
+        next(cluster.outcomes({"x": partial(where, "x")}, "127.0.0.1:1"))
