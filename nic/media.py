@@ -37,6 +37,7 @@ WRITABLE: dict[str, tuple[str, str, dict[str, str]]] = {
 DEINTERLACER = ("bwdif", "mode=send_frame:deint=interlaced")  # frames that are not flagged interlaced stay as they are
 ASPECT_MAX = 50  # of a pixel's width over its height or the reverse; what is beyond is taken for an error
 TICKS = 2**31  # longer videos get coarser timestamps; the format allows twice as many
+HDR, BT2020 = (16, 18), 9  # transfer functions PQ and HLG, and primaries, as ITU-T H.273 numbers them
 FAILURES = (OSError, ValueError, OverflowError, av.FFmpegError)  # what PyAV raises
 CHANNELS = {1: "mono", 2: "stereo"}
 BT601 = 5  # AVCOL_SPC_BT470BG: the matrix that swscale uses where a frame names none
@@ -137,6 +138,8 @@ def lost_of(frame: Any) -> list[str]:
         notes.append(f"{components[0].bits}-bit samples become 8-bit")
     if any(component.is_alpha for component in components):
         notes.append("the alpha channel is dropped")
+    if getattr(frame, "color_trc", None) in HDR or getattr(frame, "color_primaries", None) == BT2020:
+        notes.append("HDR or wide-gamut colours are kept as numbers, but no longer said to be such")
     return notes
 
 

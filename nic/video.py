@@ -388,6 +388,7 @@ def decode_frames(
 
     Raises BadFile, also if no group is intact, and UsageError for a refinement that shall be consistent.
     """
+    check_refinement(refinement)
     if not file.groups:
         raise BadFile("damaged file: no group of frames is intact")
     model = network(file, device)
@@ -398,11 +399,13 @@ def decode_frames(
 
 def refined(pixels: np.ndarray, model: store.Model, file: ClipFile, refinement: Refinement | None) -> np.ndarray:
     """A decoded frame as it is shown. Frames have about the quality of their key frame."""
-    if not refinement:
-        return pixels
-    if refinement.consistent:
+    return refine(pixels, model, file.header.quality, refinement) if refinement else pixels
+
+
+def check_refinement(refinement: Refinement | None) -> None:
+    """Raises UsageError for what only pictures can have."""
+    if refinement and refinement.consistent:
         raise UsageError("only pictures can be made consistent, not videos")
-    return refine(pixels, model, file.header.quality, refinement)
 
 
 def decode_one(file: ClipFile, frame: int, *, refinement: Refinement | None = None, device: str = "auto") -> np.ndarray:
@@ -410,6 +413,7 @@ def decode_one(file: ClipFile, frame: int, *, refinement: Refinement | None = No
 
     Raises UsageError if there is no such frame, BadFile if its group is lost.
     """
+    check_refinement(refinement)
     if not 0 <= frame < file.clip.frames:
         raise UsageError(f"there is no frame {frame}: the video has frames 0 to {file.clip.frames - 1}")
     index, place = divmod(frame, file.clip.group)
