@@ -13,7 +13,7 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): ten and a half hours on one core
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): twelve hours on one core
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/tiny-rounding
 	nic codebook fit $(RUN)/tiny-rounding/last.pt $(RUN)/tiny.safetensors --data $(DATA) --crops 150
 	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/tiny-vq --learning-rate 5e-4 \
@@ -24,15 +24,17 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	nic train image --config small --data $(DATA) --minutes 20 --bfloat16 -o $(RUN)/vq --learning-rate 3e-4 \
 	    --start-from $(RUN)/rounding/last.pt --codebooks $(RUN)/rounding.safetensors
 	nic codebook fit $(RUN)/vq/last.pt $(RUN)/small.safetensors --data $(DATA) --crops 500
-	nic train image --config medium --data $(DATA) --minutes 190 --bfloat16 -o $(RUN)/medium \
+	nic train image --config medium --data $(DATA) --minutes 250 --bfloat16 -o $(RUN)/medium \
 	    --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
-	nic codebook fit $(RUN)/medium/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
+	nic train image --config medium --data $(DATA) --minutes 35 --bfloat16 -o $(RUN)/medium-large --batch 3 --crop 384 \
+	    --learning-rate 2e-4 --start-from $(RUN)/medium/last.pt --codebooks $(RUN)/small.safetensors
+	nic codebook fit $(RUN)/medium-large/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "photographs and graphics, see docs/training-log.md"
 
 PERCEPTUAL ?= ../shared/weights
 
-weights-extreme:  ## train the extreme mode from the small codec of `weights`; backbones in PERCEPTUAL: three hours
-	nic train extreme --data $(DATA) --minutes 40 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
+weights-extreme:  ## train the extreme mode from the small codec of `weights`; backbones in PERCEPTUAL: four hours
+	nic train extreme --data $(DATA) --minutes 95 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/small.safetensors
 	nic train extreme --data $(DATA) --minutes 110 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --dists 1 --learning-rate 6e-4
