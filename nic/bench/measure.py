@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import date
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -120,6 +120,10 @@ def measure(
                 raise
             except Exception as error:  # whatever a peer raises on this picture: the others go on
                 yield Measured(source, name, [], " ".join(str(error).split()) or type(error).__name__)
+    except BaseException:  # interrupted, or no longer wanted
+        for process in active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
