@@ -2,10 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from nic.cli.files import Done, Task, attempt
+from nic.cli.files import Done, Task, Tasks, attempt
 from nic.errors import BadInput, NicError, UsageError
 
 __all__ = ["outcomes"]
@@ -14,7 +14,7 @@ RETRIES = 2  # of a task whose process or machine was lost
 AHEAD = 2  # tasks that wait for each processor, so that none is idle
 
 
-def outcomes(tasks: Mapping[str, Task], address: str) -> Iterator[tuple[str, Done | NicError | None]]:
+def outcomes(tasks: Tasks, address: str) -> Iterator[tuple[str, Done | NicError | None]]:
     """As `nic.cli.files.outcomes`, on the cluster at an address ("auto": of this machine, or $RAY_ADDRESS).
 
     Its machines have the same nic and see the same files under the same names. Raises UsageError without a cluster.
@@ -36,8 +36,8 @@ def outcomes(tasks: Mapping[str, Task], address: str) -> Iterator[tuple[str, Don
         most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while waiting or running:
             while waiting and len(running) < most:
-                source = waiting.pop()
-                running[remote.remote(os.getcwd(), tasks[source])] = source
+                source, task = waiting.pop()
+                running[remote.remote(os.getcwd(), task)] = source
             (ready,), _ = ray.wait(list(running))
             try:
                 outcome = ray.get(ready)

@@ -139,7 +139,7 @@ def compress(
     targets = plan(paths, folder, ".nic", readable_suffixes() | SUFFIXES)
     options = Options(rate, effort, mode, mask_rate, frames, not no_audio, device, force, resume, quiet)
     work = partial(_compress_one, options=options)
-    for_each({source: partial(work, source, target) for source, target in targets.items()}, jobs, ray)
+    for_each([(source, partial(work, source, target)) for source, target in targets.items()], jobs, ray)
 
 
 @dataclass(frozen=True)

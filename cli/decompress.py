@@ -139,7 +139,7 @@ def decompress(
         suffix = Path(paths[1]).suffix
     options = Options(suffix, folder is not None, crop, frame, flow, partial, device, force, resume, quiet)
     work = functools.partial(_decompress_one, options=options)
-    for_each({source: functools.partial(work, source, target) for source, target in targets.items()}, jobs, ray)
+    for_each([(source, functools.partial(work, source, target)) for source, target in targets.items()], jobs, ray)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -135,9 +135,10 @@ class Done:
 
 
 Task = Callable[[], Done | None]
+Tasks = Sequence[tuple[str, Task]]  # each with its source
 
 
-def for_each(tasks: Mapping[str, Task], jobs: int = 1, ray: str | None = None) -> None:
+def for_each(tasks: Tasks, jobs: int = 1, ray: str | None = None) -> None:
     """Do the task of each source, with a progress bar on a terminal where there are several.
 
     A NicError is reported and the rest goes on; the first one's exit code ends the command after the last source. With
@@ -170,10 +171,10 @@ def for_each(tasks: Mapping[str, Task], jobs: int = 1, ray: str | None = None) -
     context.exit(exit_code)
 
 
-def outcomes(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, Done | NicError | None]]:
+def outcomes(tasks: Tasks, jobs: int) -> Iterator[tuple[str, Done | NicError | None]]:
     """Each source with what its task returned, or with its error, in the order in which they end."""
     if jobs == 1 or len(tasks) == 1:
-        yield from ((source, attempt(task)) for source, task in tasks.items())
+        yield from ((source, attempt(task)) for source, task in tasks)
         return
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
@@ -184,7 +185,7 @@ def outcomes(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, Done |
         min(jobs, len(tasks)), get_context("spawn"), signal.signal, (signal.SIGTERM, signal.default_int_handler)
     )
     try:
-        futures = {pool.submit(attempt_in_process, task): source for source, task in tasks.items()}
+        futures = {pool.submit(attempt_in_process, task): source for source, task in tasks}
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()

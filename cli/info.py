@@ -22,7 +22,7 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
         description = {"file": source, **describe(read(source))}
         click.echo(json.dumps(description) if as_json else _text(description))
 
-    for_each({source: partial(show, source) for source in files})
+    for_each([(source, partial(show, source)) for source in files])
 
 
 def _text(description: dict[str, Any]) -> str:

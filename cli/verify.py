@@ -22,4 +22,4 @@ def verify(files: tuple[str, ...], device: str) -> None:
         (video if holds_video(data) else codec).verify(data, device=device)
         click.echo(f"{source}: OK")
 
-    for_each({source: partial(check, source) for source in files})
+    for_each([(source, partial(check, source)) for source in files])

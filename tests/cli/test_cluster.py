@@ -54,7 +54,7 @@ def fragile(folder: Path, source: str) -> Done:
 
 
 def test_both_nodes_work(address: str) -> None:
-    outcomes = dict(cluster.outcomes({str(index): partial(where, str(index)) for index in range(12)}, address))
+    outcomes = dict(cluster.outcomes([(str(index), partial(where, str(index))) for index in range(12)], address))
     assert len(outcomes) == 12
     assert len({outcome.lines for outcome in outcomes.values() if isinstance(outcome, Done)}) == 2
 
@@ -62,7 +62,7 @@ def test_both_nodes_work(address: str) -> None:
 def test_a_lost_process_is_tried_again_and_reported_at_last(address: str, tmp_path: Path) -> None:
     sources = ["fine", "broken", "unlucky", "doomed", "last"]
     outcomes: dict[str, Any] = dict(
-        cluster.outcomes({source: partial(fragile, tmp_path, source) for source in sources}, address)
+        cluster.outcomes([(source, partial(fragile, tmp_path, source)) for source in sources], address)
     )
     assert {source: outcomes[source].lines for source in ("fine", "unlucky", "last")} == {
         source: (source,) for source in ("fine", "unlucky", "last")
@@ -92,4 +92,4 @@ def test_a_folder_is_compressed_and_decompressed(address: str, tmp_path: Path) -
 
 def test_no_cluster_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no Ray cluster"):
-        next(cluster.outcomes({"x": partial(where, "x")}, "127.0.0.1:1"))
+        next(cluster.outcomes([("x", partial(where, "x"))], "127.0.0.1:1"))

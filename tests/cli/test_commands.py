@@ -283,15 +283,15 @@ def test_help_documents_every_exit_code() -> None:
     ],
 )
 def test_memory_that_does_not_suffice_is_one_line(error: Exception, told: bool) -> None:
-    def work(source: str) -> None:
+    def task() -> None:
         raise error
 
     if told:
-        outcome = files.attempt(work, "photo.png")
+        outcome = files.attempt(task)
         assert isinstance(outcome, NicError) and "memory" in str(outcome) and outcome.exit_code == 1
     else:
         with pytest.raises(RuntimeError, match="a bug"):
-            files.attempt(work, "photo.png")
+            files.attempt(task)
 
 
 def test_two_sources_never_share_a_target(tmp_path: Path) -> None:

@@ -97,17 +97,17 @@ def test_interrupt_leaves_whole_files(folder: Path) -> None:
 
 def test_a_killed_process_is_told() -> None:
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    results = dict(files.outcomes({str(index): partial(exec, kill) for index in range(2)}, 2))
+    results = dict(files.outcomes([(str(index), partial(exec, kill)) for index in range(2)], 2))
     assert len(results) == 2
     assert all("killed" in str(outcome) for outcome in results.values())
 
 
 def test_what_is_not_wanted_any_more_stops_at_once(tmp_path: Path) -> None:
     """And what was to come next does not begin."""
-    tasks = {"quick": partial(exec, "pass")}
+    tasks = [("quick", partial(exec, "pass"))]
     for index in range(5):
         code = f"import time; open({str(tmp_path / str(index))!r}, 'w'); time.sleep(100)"
-        tasks[f"long {index}"] = partial(exec, code)
+        tasks.append((f"long {index}", partial(exec, code)))
     start = time.monotonic()
     running = files.outcomes(tasks, 2)
     assert next(running)[0] == "quick"
