@@ -59,6 +59,11 @@ def blocks(width: int, count: int) -> nn.Sequential:
     return nn.Sequential(*(DepthBlock(width) for _ in range(count)))
 
 
+def in_float32(device: torch.device) -> torch.autocast:
+    """In here, convolutions compute in the type of what they are given."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
 class Gain(nn.Module):
     """Per-channel gains exp(g(quality)), piecewise linear in quality between knots.
 
@@ -111,7 +116,7 @@ class Analysis(nn.Module):
         x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH)).float()
         x = self.trunk(x * self.trunk_gain(quality))
         x = self.deep(self.down(F.pixel_unshuffle(x, 2)).float())
-        with torch.autocast(images.device.type, enabled=False):
+        with in_float32(images.device):
             y = self.latent(x)
             if self.linear:
                 y = y + self.linear(F.pixel_unshuffle(images - 0.5, LATENT))
@@ -133,12 +138,11 @@ class Synthesis(nn.Module):
         self.linear = nn.Conv2d(config.latent, 3 * LATENT**2, 1) if config.linear else None
 
     def forward(self, latents: Tensor, quality: Tensor) -> Tensor:
-        exact = torch.autocast(latents.device.type, enabled=False)
-        with exact:
+        with in_float32(latents.device):
             y = latents * self.gain(quality)
             x = self.latent(y)
         x = self.trunk(F.pixel_shuffle(self.up(self.deep(x)).float(), 2))
-        with exact:
+        with in_float32(latents.device):
             images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
             return images + F.pixel_shuffle(self.linear(y), LATENT) if self.linear else images
 
