@@ -618,7 +618,7 @@ def test_a_network_is_fitted_in_bfloat16_only_where_that_is_fast(
     model = load_model(store.VIDEO, "cpu")
     sample = Sample(torch.zeros(1, model.config.latent, 4, 4), torch.zeros(1, 3, 64, 64), 64, 64, torch.ones(1), 1.0)
     seen: list[torch.dtype] = []
-    hook = model.synthesis.patch.register_forward_hook(lambda _conv, _inputs, output: seen.append(output.dtype))
+    hook = model.synthesis.up.register_forward_hook(lambda _conv, _inputs, output: seen.append(output.dtype))
     fit(model.synthesis, [sample], {"patch.bias": 8}, 1.0, 1)
     hook.remove()
     assert seen == [dtype]

@@ -106,7 +106,7 @@ EXTREME = store.find(store.EXTREME)["path"]
         (
             ["extreme", "--data", "plain", "--start-from", "wide.pt", "--perceptual", "lpips"],
             2,
-            "has other trunks",
+            "has other widths",
         ),
         (
             ["refine", "x.safetensors", "--data", "plain", "--start-from", "refiner.pt", "--perceptual", "lpips"],
