@@ -321,8 +321,11 @@ class Job:
         """Makes the part file the finished one."""
         before, _, groups = self.part.read_bytes().partition(self.origin)
         finished = self.part.with_suffix(".finished")
-        finished.write_bytes(before + groups + pack_end())
-        os.replace(finished, target)
+        try:
+            finished.write_bytes(before + groups + pack_end())
+            os.replace(finished, target)
+        finally:
+            finished.unlink(missing_ok=True)
         self.part.unlink()
 
     def resumed(self, header: Header, clip: Clip) -> ClipFile | None:
