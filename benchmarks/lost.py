@@ -25,7 +25,7 @@ from nic.bench.metrics import Meter
 from nic.bench.results import Row
 from nic.bitstream.container import unpack
 from nic.models.prior import UNIT
-from nic.models.recovery import smooth_fill
+from nic.models.recovery import nearest_fill, smooth_fill
 from nic.models.store import ExtremeModel
 from nic.pixels import Picture
 
@@ -97,13 +97,7 @@ def smooth(latents: Tensor, known: Tensor, codewords: Tensor) -> Tensor:
 
 
 def nearest(latents: Tensor, known: Tensor, codewords: Tensor) -> Tensor:
-    """Every lost latent takes that of the nearest known position."""
-    places = known.nonzero()
-    distances = torch.cdist((~known).nonzero().float(), places.float())
-    rows, columns = places[distances.argmin(dim=1)].T
-    filled = latents.clone()
-    filled[0][:, ~known] = latents[0][:, rows, columns]
-    return filled
+    return nearest_fill(latents, known[None])
 
 
 def table(rows: list[Row]) -> str:

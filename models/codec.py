@@ -78,18 +78,18 @@ class ImageCodec(nn.Module):
 
     def quantize(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Straight-through hard quantization of the residuals for the synthesis; the rate is that of ``told``."""
-        y_hat = torch.zeros_like(y)
-        bits = torch.zeros(y.shape[0], device=y.device)
+        y_hat, told, scale = torch.zeros_like(y), torch.zeros_like(y), y.new_zeros(1)
         for step in range(STEPS):
             groups = step_mask(step, y.shape[1] // GROUP, *y.shape[2:], y.device)
             mask = groups.repeat_interleave(GROUP, dim=0)
             mean, scale_class = (x.float() for x in self.prior.step(step, features, y_hat * UNIT))
             residual = y - mean / UNIT
-            sigma = class_sigma(scale_class).repeat_interleave(GROUP, dim=1)
             hard = self.quantize_residuals(residual.detach(), scale_class.detach(), groups)
-            bits = bits + (gaussian_bits(self.told(residual, hard), sigma) * mask).sum(dim=(1, 2, 3))
+            told = told + self.told(residual, hard) * mask
+            scale = scale + scale_class * groups
             y_hat = y_hat + (y + (hard - residual).detach()) * mask
-        return y_hat, bits
+        sigma = class_sigma(scale).repeat_interleave(GROUP, dim=1)
+        return y_hat, gaussian_bits(told, sigma).sum(dim=(1, 2, 3))
 
     def told(self, residual: Tensor, hard: Tensor) -> Tensor:
         """What the rate is taken of: with uniform noise in training, else the residuals as they are quantized."""

@@ -137,9 +137,26 @@ def full_precision(device: str) -> Iterator[None]:
         yield
 
 
+class Round(torch.autograd.Function):
+    """Rounded, with the gradient of what is rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def straight_through(x: Tensor) -> Tensor:
-    """Rounded, with the gradient of x."""
-    return x + (torch.round(x) - x).detach()
+    rounded: Tensor = Round.apply(x)
+    return rounded
+
+
+def in_range(x: Tensor) -> Tensor:
+    """Clamped to the range of activations; this operation's gradient costs less than ``clamp``'s."""
+    return F.hardtanh(x, -ACTIVATION_MAX, ACTIVATION_MAX)
 
 
 class ExactConv(nn.Module):
@@ -168,8 +185,8 @@ class ExactConv(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         if self.leaky:
-            x = torch.maximum(x, x * 0.125)
-        return x.clamp(-ACTIVATION_MAX, ACTIVATION_MAX) if self.bounded else x
+            x = F.leaky_relu(x, 0.125)
+        return in_range(x) if self.bounded else x
 
 
 class IntegerConv(ExactConv):
@@ -267,7 +284,7 @@ class ContextBlock(nn.Module):
         self.leave = ExactConv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.leave(self.spatial(self.enter(x)))).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        return in_range(x + self.leave(self.spatial(self.enter(x))))
 
 
 class Prior(nn.Module):
@@ -301,8 +318,8 @@ class Prior(nn.Module):
 
     def features(self, hyper_latents: Tensor, quality: Tensor) -> Tensor:
         """Hyper-latents [B, N, h/4, w/4] -> what every step starts from, [B, C, h, w]."""
-        x = hyper_latents.clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
-        return (self.hyper_synthesis(x) + self.quality(quality)).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        x = in_range(hyper_latents)
+        return in_range(self.hyper_synthesis(x) + self.quality(quality))
 
     def step(self, step: int, features: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Means [B, M, h, w] and scale classes [B, M/4, h, w], of which those of ``step_mask(step)`` are meant.
@@ -314,7 +331,7 @@ class Prior(nn.Module):
             known = torch.round(known)
         elif self.training:
             known = straight_through(known)
-        known = known.clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        known = in_range(known)
         x = self.context(self.enter[step](torch.cat([features, known], dim=1)))
         mean, scale = self.head[step](self.leave[step](x)).split([self.latent, self.latent // GROUP], dim=1)
         return mean, self.to_class(scale)

@@ -1,8 +1,11 @@
 """Lost indices of the extreme mode, guessed from those around them: a masked transformer, bidirectional.
 
-Trained like MaskGIT (Chang et al., arXiv 2202.04200), but it answers in one pass: each lost position gets the mean of
-the codewords that it may have. Only for concealment; no symbol depends on it, so it runs in floats.
+Trained and sampled like MaskGIT (Chang et al., arXiv 2202.04200), but from the edges of what is lost inwards. Only for
+concealment; no symbol depends on it, so it runs in floats.
 """
+
+import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +13,14 @@ from torch.nn import functional as F
 
 from nic.models.config import ExtremeConfig
 
-__all__ = ["WINDOW", "Recovery", "smooth_fill"]
+__all__ = ["WINDOW", "Recovery", "nearest_fill", "smooth_fill"]
 
 WINDOW = 16  # positions a side that attend to one another
 WIDTH = 128
 HEADS = 4
 LAYERS = 4
+DRAWN = 0.7  # weight of a codeword drawn, against the mean of all
+Slices = tuple[slice, slice]  # rows and columns
 
 
 class Layer(nn.Module):
@@ -43,42 +48,51 @@ class Recovery(nn.Module):
 
     def __init__(self, config: ExtremeConfig) -> None:
         super().__init__()
-        self.enter = nn.Linear(2 * config.latent + 1, WIDTH)
+        self.enter = nn.Linear(3 * config.latent + 1, WIDTH)
         self.layers = nn.Sequential(*(Layer() for _ in range(LAYERS)))
         self.leave = nn.Linear(WIDTH, WIDTH)
         self.codeword = nn.Sequential(nn.Linear(config.latent, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
 
     def forward(self, latents: Tensor, known: Tensor, codewords: Tensor) -> Tensor:
         """latents [B, D, h, w], known [B, h, w] bool, codewords [K, D] -> [B, h, w, K]."""
-        known = known[:, None].to(latents)
-        guess = smooth_fill(latents, known[:, 0] > 0)
-        x = torch.cat([latents * known, guess, known], dim=1).movedim(1, -1)
+        guesses = smooth_fill(latents, known), nearest_fill(latents, known)
+        seen = known[:, None].to(latents)
+        x = torch.cat([latents * seen, *guesses, seen], dim=1).movedim(1, -1)
         x = self.leave(self.layers(self.enter(x)))
         return x @ self.codeword(codewords).T * WIDTH**-0.5
 
     @torch.no_grad()
     def fill(self, latents: Tensor, known: Tensor, codewords: Tensor) -> Tensor:
-        """latents [1, D, h, w] with the lost ones replaced by what is expected there; known [h, w] bool.
+        """latents [1, D, h, w] with the lost ones replaced; known [h, w] bool, codewords [K, D].
 
-        Window by window, each beginning half a window after the last; only its middle counts.
+        Ring by ring from what is known. Most of the neighbours known: what is expected there. Else mostly a codeword
+        drawn from those that may be there, always the same on one device, because the mean of many is grey.
         """
-        filled = smooth_fill(latents, known[None])
-        height, width = known.shape
-        quarter = WINDOW // 4
-        for top in range(0, height, WINDOW // 2):
-            for left in range(0, width, WINDOW // 2):
-                inner = slice(top, min(top + WINDOW // 2, height)), slice(left, min(left + WINDOW // 2, width))
-                if known[inner].all():
-                    continue
-                outer = tuple(slice(max(0, s.start - quarter), s.stop + quarter) for s in inner)
-                seen = known[outer]
-                if not seen.any():
-                    continue
-                logits = self(latents[:, :, *outer], seen[None], codewords)[0]
+        filled, known = torch.where(known, latents, 0), known.clone()
+        generator = torch.Generator(latents.device).manual_seed(0)
+        while (ring := (share := box(known[None, None].to(latents), 3)[0, 0]).gt(0) & ~known).any():
+            weight = torch.where(share > 0.5, 0.0, DRAWN)
+            for inner, outer in windows_of(ring):
                 middle = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
-                expected = (logits[middle].softmax(dim=-1) @ codewords).movedim(-1, 0)
-                filled[0, :, *inner] = torch.where(known[inner], latents[0, :, *inner], expected)
+                wanted = ring[inner]
+                logits = self(filled[:, :, *outer], known[outer][None], codewords)[0][middle][wanted]
+                shares = logits.softmax(dim=-1)
+                drawn = codewords[torch.multinomial(shares, 1, generator=generator)[:, 0]]
+                guess = torch.lerp(shares @ codewords, drawn, weight[inner][wanted][:, None])
+                filled[0, :, *inner][:, wanted] = guess.T
+            known |= ring
         return filled
+
+
+def windows_of(wanted: Tensor) -> Iterator[tuple[Slices, Slices]]:
+    """Squares of half a WINDOW with positions that are wanted, bool [h, w], and each with what is around it."""
+    height, width = wanted.shape
+    half, quarter = WINDOW // 2, WINDOW // 4
+    for top, left in itertools.product(range(0, height, half), range(0, width, half)):
+        inner = slice(top, min(top + half, height)), slice(left, min(left + half, width))
+        if wanted[inner].any():
+            rows, columns = (slice(max(0, s.start - quarter), s.stop + quarter) for s in inner)
+            yield inner, (rows, columns)
 
 
 def smooth_fill(latents: Tensor, known: Tensor) -> Tensor:
@@ -94,6 +108,14 @@ def smooth_fill(latents: Tensor, known: Tensor) -> Tensor:
         filled = torch.where(found, total / share.clamp(min=1e-9), filled)
         missing, size = missing & ~found, 2 * size - 1
     return filled
+
+
+def nearest_fill(latents: Tensor, known: Tensor) -> Tensor:
+    """latents [B, D, h, w] with the lost ones replaced by the nearest known; known [B, h, w] bool, h and w small."""
+    places = known[0].new_ones(known.shape[1:]).nonzero().float()
+    distances = torch.cdist(places, places) + torch.where(known, 0, torch.inf).flatten(1)[:, None]
+    nearest = distances.argmin(dim=2)[:, None].expand(-1, latents.shape[1], -1)
+    return (latents * known[:, None]).flatten(2).gather(2, nearest).view_as(latents)
 
 
 def box(x: Tensor, size: int) -> Tensor:

@@ -84,6 +84,19 @@ def test_everything_goes_on_learning_from_the_last_run(
     assert torch.allclose(states[0]["adversary"][name], states[1]["adversary"][name], atol=1e-4)
 
 
+def test_a_larger_codec_starts_as_the_smaller_one(checkpoints: tuple[Path, Path]) -> None:
+    larger = dataclasses.replace(CONFIG, trunk_blocks=2, deep_blocks=3)
+    images, book, made = torch.rand(1, 3, 128, 64), torch.tensor([2]), []
+    for config in (CONFIG, larger):
+        model = ExtremeCodec(config)
+        extreme.start_from_run(model, None, checkpoints[1])
+        with torch.no_grad():
+            made.append(model(images, book)["images"])
+    assert torch.allclose(*made, atol=1e-5)
+    with pytest.raises(UsageError, match="another config"):
+        extreme.start_from_run(ExtremeCodec(dataclasses.replace(CONFIG, deep_blocks=1)), None, checkpoints[1])
+
+
 @pytest.fixture(scope="module")
 def weights(checkpoints: tuple[Path, Path], photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
@@ -221,12 +234,13 @@ def test_prior_learns_from_neighbours_only_what_is_coded_before() -> None:
 
 def test_recovery_keeps_what_is_known_and_fills_the_rest() -> None:
     torch.manual_seed(0)
-    latents, known = torch.randn(1, 8, 20, 24), torch.rand(20, 24) > 0.3
-    known[4:14, 6:18] = False
-    codewords = torch.randn(64, 8)
-    filled = Recovery(CONFIG).fill(latents * known, known, codewords)
+    latents, known = torch.randn(1, 8, 50, 54), torch.rand(50, 54) > 0.3
+    known[4:44, 6:48] = False
+    network, codewords = Recovery(CONFIG), torch.randn(64, 8)
+    filled = network.fill(latents * known, known, codewords)
     assert torch.equal(filled[0][:, known], latents[0][:, known])
     assert (filled[0][:, ~known].abs().sum(dim=0) > 0).all()
+    assert torch.equal(filled, network.fill(latents, known, codewords))
     constant = smooth_fill(torch.full((1, 2, 9, 9), 3.0) * known[None, :9, :9], known[None, :9, :9])
     assert torch.allclose(constant, torch.tensor(3.0), atol=1e-5)
 

@@ -25,7 +25,7 @@ from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start, take_over
+from nic.models.training.start import new_weight, read_start, take_over
 from nic.models.transforms import Analysis, Synthesis
 
 __all__ = ["evaluate", "train"]
@@ -57,7 +57,7 @@ def train(
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
     perceptual: the folder of LPIPS's weights, and DISTS's. start_from: the checkpoint of another run, or checkpoint or
-    weight file of a fidelity codec with trunks of the same width and no more blocks. With synthesis_only, the former:
+    weight file of a fidelity codec, with trunks of the same width and no more blocks. With synthesis_only, the former:
     its analysis stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision
     of the convolutions. adversary_weight: of the adversarial loss; with 0 there is none. dists_weight: of DISTS. into:
     with synthesis_only, a weight file with the same codebooks, which gets the synthesis in the end.
@@ -142,9 +142,13 @@ def is_run(path: Path) -> bool:
 
 
 def start_from_run(model: ExtremeCodec, adversary: Adversary | None, path: Path) -> None:
-    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput and UsageError."""
+    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput and UsageError.
+
+    Blocks that the run's codec lacks start as the identity.
+    """
     state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
-    take_over(model, state["average"], path)
+    new = {name: new_weight(name, fresh) for name, fresh in model.state_dict().items() if name not in state["average"]}
+    take_over(model, new | state["average"], path)
     if adversary and "adversary" in state:
         take_over(adversary, state["adversary"], path)
 

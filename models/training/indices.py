@@ -51,14 +51,15 @@ def gather(
     photos: list[np.ndarray],
     device: torch.device,
     passes: int = PASSES,
+    only: int | None = None,
 ) -> IndexMaps:
-    """Codes photographs, cut to whole multiples of 64 pixels, with codebooks drawn at random.
+    """Codes photographs, cut to whole multiples of 64 pixels, with codebooks drawn at random or with ``only`` one.
 
     codewords: of each book, [K, D] in fixed point.
     """
     maps, chosen, side = [], [], SIDE // LATENT
     for photo in photos * passes:
-        book = int(len(codewords) * torch.rand(1).sqrt())
+        book = int(len(codewords) * torch.rand(1).sqrt()) if only is None else only
         quality = torch.tensor([book * (QUALITY_INDICES - 1) / (len(codewords) - 1)], device=device)
         latents = analysis(to_images(photo, device), quality)
         indices = nearest(latents[0].flatten(1).T * UNIT, codewords[book]).view(latents.shape[2:])
@@ -174,12 +175,14 @@ def train(
     if validation := read_photos(data, "val", workers):
         for row in evaluate(prior, tables, maps, gather(model.analysis, tables.books, validation, where)):
             training.write(row)
+    largest = books_of(config) - 1
+    largest_maps = gather(model.analysis, tables.books, pictures, where, 1, largest)
     card: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "steps": state["step"],
         "minutes": round(state["seconds"] / 60, 1),
         "parameters": sum(parameter.numel() for part in (model, prior) for parameter in part.parameters()),
-        "codebook_use": round(utilisation(maps, books_of(config) - 1), 4),
+        "codebook_use": round(utilisation(largest_maps, largest), 4),
         "note": note,
     }
     frequencies = logit_tables(), count_bases(model, Photos(pictures, where))

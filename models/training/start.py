@@ -19,7 +19,7 @@ from nic.models.training.data import Photos
 from nic.models.training.loop import read_checkpoint
 from nic.models.transforms import LATENT, QUALITY_INDICES
 
-__all__ = ["fit_linear", "read_start", "take_over", "widened"]
+__all__ = ["fit_linear", "new_weight", "read_start", "take_over", "widened"]
 
 NEW_ROWS = 0.1  # what new latents keep of their random weights, so that they start with few bits
 GROWING = (
@@ -91,7 +91,7 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
     result = {}
     for name, fresh in model.state_dict().items():
         if name not in state:
-            result[name] = torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
+            result[name] = new_weight(name, fresh)
             continue
         value = state[name].to(fresh.device)
         if name.endswith("knots"):
@@ -148,6 +148,11 @@ def take_over(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(f"{path} is of another config than this run") from error
+
+
+def new_weight(name: str, fresh: Tensor) -> Tensor:
+    """What a weight starts with that an old codec lacks: new blocks and a new linear transform add nothing yet."""
+    return torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
 
 
 def chunkwise(old: int, new: int) -> Tensor:
