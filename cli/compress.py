@@ -3,8 +3,9 @@
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -38,7 +39,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     """A number of bytes written as 20000, 20k or 1.5M."""
     if text is None:
         return None
-    factor = {"k": 1000, "M": 1_000_000}.get(text[-1:], 1)
+    factor = {"k": 1000, "m": 1_000_000}.get(text[-1:].lower(), 1)
     try:
         size = int(float(text[:-1] if factor > 1 else text) * factor)
     except (ValueError, OverflowError):
@@ -93,6 +94,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
 )
 @click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
 @click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")
+@click.option("--strip", is_flag=True, help="Leave out EXIF and XMP: place, time, camera, texts.")
 @device_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing files.")
 @resume_option
@@ -111,6 +113,7 @@ def compress(
     mask_rate: float,
     frames: tuple[int, int | None],
     no_audio: bool,
+    strip: bool,
     device: str,
     force: bool,
     resume: bool,
@@ -121,7 +124,8 @@ def compress(
     """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout, for
     pictures.
 
-    Give one of --quality, --bpp, --size and --psnr. ICC profile, EXIF and XMP are kept, the EXIF orientation applied.
+    Give one of --quality, --bpp, --size and --psnr; a target that cannot be met is told, and the nearest file written.
+    ICC profile, EXIF and XMP are kept but for EXIF's thumbnail, its orientation is applied.
     One line a file goes to stderr: width, height, size, bits per pixel, the quality that met a target, speed.
 
     A video (MP4, Matroska, WebM, MOV, AVI, ...) becomes one .nic file, too, with its timestamps and its first audio
@@ -136,8 +140,11 @@ def compress(
     if len(rate) > 1:
         raise UsageError("give only one of --quality, --bpp, --size and --psnr")
     check_options(folder, force, resume, ray)
-    targets = plan(paths, folder, ".nic", readable_suffixes() | SUFFIXES)
-    options = Options(rate, effort, mode, mask_rate, frames, not no_audio, device, force, resume, quiet)
+    pictures_and_videos = readable_suffixes() | SUFFIXES
+    targets = plan(paths, folder, ".nic", pictures_and_videos)
+    if folder is None and Path(paths[1]).suffix.lower() in pictures_and_videos:
+        raise UsageError(f"{paths[1]} is called like a picture or a video: name the output like {paths[1]}.nic")
+    options = Options(rate, effort, mode, mask_rate, frames, not no_audio, strip, device, force, resume, quiet)
     work = partial(_compress_one, options=options)
     for_each([(source, partial(work, source, target)) for source, target in targets.items()], jobs, ray)
 
@@ -152,6 +159,7 @@ class Options:
     mask_rate: float
     frames: tuple[int, int | None]
     audio: bool
+    strip: bool
     device: str
     force: bool
     resume: bool
@@ -185,6 +193,8 @@ def _compress_picture(source: str, target: str, options: Options) -> Done:
     if looks_like_video(data):
         raise BadInput("a video that can be read only once: save it as a file first")
     picture = load(data)
+    if options.strip:
+        picture = replace(picture, exif=b"", xmp=b"")
     with picture_bar(source, options.quiet):
         encoded = codec.compress(
             picture,

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = [
     "frame_range",
     "hides_bars",
     "jobs_option",
+    "nic_files",
     "picture_bar",
     "plan",
     "ray_option",
@@ -66,9 +67,9 @@ def check_options(folder: str | None, force: bool, resume: bool, ray: str | None
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:
     """Source → target for the arguments IN OUT, or IN... with -o FOLDER.
 
-    Into a folder, each target keeps its source's name with `suffix`, in place of its own or, where two sources would
-    have one target, behind it; from a folder come, recursively and under their relative names, the files whose suffix
-    in lower case is in `wanted`.
+    Into a folder, each target keeps its source's name with `suffix`, in place of its own (a.nic and a.png.nic both
+    become a.png) or, where two sources would have one target, behind it; from a folder come, recursively and under
+    their relative names, the files whose suffix in lower case is in `wanted`.
 
     Raises UsageError for contradictory arguments, two sources with one target, a source that is its own target, or a
     folder that is called like a file, BadInput for a folder without files, BadOutput for an output folder that is
@@ -92,17 +93,23 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     if "-" in paths:
         raise UsageError("stdin (-) has no name: give IN and OUT instead of -o")
     found = [(source, Path(folder, relative)) for path in paths for source, relative in expand(Path(path), wanted)]
-    names = Counter(place.with_suffix(suffix) for _, place in found)
+    names = Counter(renamed(place, suffix) for _, place in found)
     targets: dict[str, str] = {}
     sources: dict[str, str] = {}
     for source, place in found:
-        shared = names[place.with_suffix(suffix)] > 1
-        target = str(place.with_name(place.name + suffix) if shared else place.with_suffix(suffix))
+        shared = names[renamed(place, suffix)] > 1
+        target = str(place.with_name(place.name + suffix) if shared else renamed(place, suffix))
         if target in sources:
             raise UsageError(f"{sources[target]} and {source} would both become {target}")
         check_apart(source, target)
         targets[source], sources[target] = target, source
     return targets
+
+
+def renamed(path: Path, suffix: str) -> Path:
+    """With `suffix` in place of its own, or without its own if `suffix` stands before that."""
+    inner = path.with_suffix("")
+    return inner if inner.suffix.lower() == suffix else inner.with_name(inner.name + suffix)
 
 
 def check_apart(source: str, target: str) -> None:
@@ -124,6 +131,11 @@ def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
         report(f"nic: {path}: {len(files) - len(found)} file(s) with other suffixes are left out")
     for file in found:
         yield str(file), file.relative_to(path)
+
+
+def nic_files(paths: Sequence[str]) -> list[str]:
+    """The paths as they are, for a folder the .nic files in it; raises BadInput for a folder without any."""
+    return [source for path in paths for source, _ in ([(path, "")] if path == "-" else expand(Path(path), {".nic"}))]
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,16 @@ def outcomes(tasks: Tasks, jobs: int) -> Iterator[tuple[str, Done | NicError | N
     """Each source with what its task returned, or with its error, in the order in which they end."""
     if jobs == 1 or len(tasks) == 1:
         yield from ((source, attempt(task)) for source, task in tasks)
-        return
+    else:
+        yield from outcomes_of_processes(tasks, jobs)
+
+
+def outcomes_of_processes(tasks: Tasks, jobs: int) -> Iterator[tuple[str, Done | NicError | None]]:
+    """The same, each in one of ``jobs`` processes.
+
+    Where one is killed, all that were not done yet are tried again by half as many; where there was only one, the
+    first of these was the reason.
+    """
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import active_children, get_context
@@ -184,19 +205,25 @@ def outcomes(tasks: Tasks, jobs: int) -> Iterator[tuple[str, Done | NicError | N
     pool = ProcessPoolExecutor(
         min(jobs, len(tasks)), get_context("spawn"), signal.signal, (signal.SIGTERM, signal.default_int_handler)
     )
+    undone = dict(tasks)
     try:
         futures = {pool.submit(attempt_in_process, task): source for source, task in tasks}
         for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], NicError("a process was killed, perhaps for lack of memory: use fewer jobs")
+            with suppress(BrokenProcessPool):
+                outcome = future.result()
+                del undone[futures[future]]
+                yield futures[future], outcome
     except BaseException:  # interrupted, or no longer wanted
         for process in active_children():
             process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+    rest = list(undone.items())
+    if rest and jobs == 1:
+        yield rest.pop(0)[0], NicError("its process was killed, perhaps for lack of memory: use fewer jobs")
+    if rest:
+        yield from outcomes_of_processes(rest, max(1, jobs // 2))
 
 
 def attempt_in_process(task: Task) -> Done | NicError | None:

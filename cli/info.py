@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from nic.cli.files import for_each, read
+from nic.cli.files import for_each, nic_files, read
+from nic.errors import BadFile
 
 __all__ = ["info"]
 
@@ -15,22 +16,28 @@ __all__ = ["info"]
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each file.")
 def info(files: tuple[str, ...], as_json: bool) -> None:
-    """Show the size, quality, model and chunks of each .nic FILE; - is stdin."""
+    """Show the size, quality, model and chunks of each .nic FILE, also of damaged ones; - is stdin, a folder all .nic
+    files in it."""
     from nic.describe import describe
 
     def show(source: str) -> None:
         description = {"file": source, **describe(read(source))}
         click.echo(json.dumps(description) if as_json else _text(description))
+        if description["problems"]:
+            raise BadFile(description["problems"][0])
 
-    for_each([(source, partial(show, source)) for source in files])
+    for_each([(source, partial(show, source)) for source in nic_files(files)])
 
 
 def _text(description: dict[str, Any]) -> str:
-    """One `name: value` a line; of a list of objects, one object a line."""
+    """One `name: value` a line; of a list, one element a line."""
     lines = []
     for name, value in description.items():
         if isinstance(value, list):
-            lines += [f"{name}:", *("  " + " ".join(map(str, element.values())) for element in value)]
+            elements = (
+                " ".join(map(str, element.values())) if isinstance(element, dict) else element for element in value
+            )
+            lines += [f"{name}:", *(f"  {element}" for element in elements)] if value else []
         else:
             lines.append(f"{name}: {value}")
     return "\n".join(lines)

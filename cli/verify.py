@@ -4,7 +4,7 @@ from functools import partial
 
 import click
 
-from nic.cli.files import device_option, for_each, read
+from nic.cli.files import device_option, for_each, nic_files, read
 
 __all__ = ["verify"]
 
@@ -13,7 +13,8 @@ __all__ = ["verify"]
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @device_option
 def verify(files: tuple[str, ...], device: str) -> None:
-    """Check each .nic FILE's checksums and decode its every symbol; - is stdin. Prints "FILE: OK" for an intact one."""
+    """Check each .nic FILE's checksums and decode its every symbol; - is stdin, a folder all .nic files in it. Prints
+    "FILE: OK" for an intact one."""
     from nic import codec, video
     from nic.bitstream.container import holds_video
 
@@ -22,4 +23,4 @@ def verify(files: tuple[str, ...], device: str) -> None:
         (video if holds_video(data) else codec).verify(data, device=device)
         click.echo(f"{source}: OK")
 
-    for_each([(source, partial(check, source)) for source in files])
+    for_each([(source, partial(check, source)) for source in nic_files(files)])

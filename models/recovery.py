@@ -4,7 +4,6 @@ Trained and sampled like MaskGIT (Chang et al., arXiv 2202.04200), but from the 
 concealment; no symbol depends on it, so it runs in floats.
 """
 
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -20,7 +19,8 @@ WIDTH = 128
 HEADS = 4
 LAYERS = 4
 DRAWN = 0.7  # weight of a codeword drawn, against the mean of all
-Slices = tuple[slice, slice]  # rows and columns
+RINGS = 64  # a cell's side
+Slices = tuple[slice, ...]  # rows and columns
 
 
 class Layer(nn.Module):
@@ -66,11 +66,16 @@ class Recovery(nn.Module):
         """latents [1, D, h, w] with the lost ones replaced; known [h, w] bool, codewords [K, D].
 
         Ring by ring from what is known. Most of the neighbours known: what is expected there. Else mostly a codeword
-        drawn from those that may be there, always the same on one device, because the mean of many is grey.
+        drawn from those that may be there, always the same on one device, because the mean of many is grey. What is
+        more than RINGS away from all that is known is filled smoothly.
         """
         filled, known = torch.where(known, latents, 0), known.clone()
         generator = torch.Generator(latents.device).manual_seed(0)
-        while (ring := (share := box(known[None, None].to(latents), 3)[0, 0]).gt(0) & ~known).any():
+        for _ in range(RINGS):
+            share = box(known[None, None].to(latents), 3)[0, 0]
+            ring = (share > 0) & ~known
+            if not ring.any():
+                break
             weight = torch.where(share > 0.5, 0.0, DRAWN)
             for inner, outer in windows_of(ring):
                 middle = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
@@ -81,18 +86,17 @@ class Recovery(nn.Module):
                 guess = torch.lerp(shares @ codewords, drawn, weight[inner][wanted][:, None])
                 filled[0, :, *inner][:, wanted] = guess.T
             known |= ring
-        return filled
+        return smooth_fill(filled, known[None])
 
 
 def windows_of(wanted: Tensor) -> Iterator[tuple[Slices, Slices]]:
     """Squares of half a WINDOW with positions that are wanted, bool [h, w], and each with what is around it."""
-    height, width = wanted.shape
     half, quarter = WINDOW // 2, WINDOW // 4
-    for top, left in itertools.product(range(0, height, half), range(0, width, half)):
-        inner = slice(top, min(top + half, height)), slice(left, min(left + half, width))
-        if wanted[inner].any():
-            rows, columns = (slice(max(0, s.start - quarter), s.stop + quarter) for s in inner)
-            yield inner, (rows, columns)
+    squares = F.max_pool2d(wanted[None, None].float(), half, ceil_mode=True)[0, 0]
+    for corner in (half * squares.nonzero()).tolist():
+        inner = tuple(slice(start, min(start + half, end)) for start, end in zip(corner, wanted.shape, strict=True))
+        outer = tuple(slice(max(0, start - quarter), start + half + quarter) for start in corner)
+        yield inner, outer
 
 
 def smooth_fill(latents: Tensor, known: Tensor) -> Tensor:

@@ -138,19 +138,28 @@ def model_id(tensors: dict[str, np.ndarray], mode: str = DEFAULT) -> bytes:
     The refiner decides no symbols: its id names all of its tensors.
     """
     named = {VIDEO: (*SYMBOLS, "synthesis."), REFINER: ("refiner.",)}.get(mode, SYMBOLS)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name.startswith(named):
-            array = tensors[name]
-            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.digest()[:8]
+    return digest({name: array for name, array in tensors.items() if name.startswith(named)})[:8]
+
+
+def digest(tensors: dict[str, np.ndarray]) -> bytes:
+    """SHA-256 over names, types, shapes and values."""
+    result = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        result.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        result.update(np.ascontiguousarray(array).tobytes())
+    return result.digest()
 
 
 def available() -> Iterator[dict[str, Any]]:
-    """What is installed: id (hex), name, mode, bytes, path and model card of each model. Loads no torch."""
+    """What is installed: id (hex), name, mode, bytes, path and model card of each model. Loads no torch.
+
+    What is no weight file of nic is left out.
+    """
     for path in sorted(WEIGHTS.glob("*.safetensors")):
-        metadata = read_metadata(path)
+        try:
+            metadata = read_metadata(path)
+        except UnknownModel:
+            continue
         yield {
             "id": metadata["id"],
             "name": path.stem,
@@ -242,13 +251,13 @@ def halves(part: str, network: "nn.Module") -> dict[str, np.ndarray]:
 
 
 def write_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a file as a whole or not at all."""
+    """Writes a file as a whole or not at all; its metadata get a digest of all tensors."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
-        save_file(tensors, partial, metadata)
+        save_file(tensors, partial, metadata | {"sha256": digest(tensors).hex()})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -326,11 +335,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """The metadata and tensors of a weight file; raises UnknownModel if they do not match its id."""
+    """The metadata and tensors of a weight file; raises UnknownModel if they do not match its id and digest."""
     from safetensors.numpy import load_file
 
     metadata, tensors = read_metadata(path), load_file(path)
-    if model_id(tensors, metadata["mode"]).hex() != metadata["id"]:
+    whole = digest(tensors).hex()  # older files have none
+    if model_id(tensors, metadata["mode"]).hex() != metadata["id"] or metadata.get("sha256", whole) != whole:
         raise UnknownModel(f"{path} is damaged: its tensors do not match its id; reinstall nic")
     return metadata, tensors
 

@@ -22,7 +22,7 @@ NicSource = bytes | bytearray | memoryview | Path | str | BinaryIO
 def encode(
     image: Image.Image | np.ndarray | Path | str | bytes | BinaryIO,
     *,
-    quality: float = 50,
+    quality: float | None = None,
     bpp: float | None = None,
     size: int | None = None,
     psnr: float | None = None,
@@ -37,7 +37,7 @@ def encode(
         image: a Pillow image, an array [H, W] or [H, W, 1..4] of uint8 or uint16, or a picture file as path, bytes or
             stream. Pillow itself cuts 16-bit colour to 8 bits: pass such a file by its path. Its limit of pixels,
             PIL.Image.MAX_IMAGE_PIXELS, holds here, too.
-        quality: 0 (smallest) to 100 (best); ignored where one of the targets below is given.
+        quality: 0 (smallest) to 100 (best); 50 unless a target below is given instead.
         bpp: the file's size in bits per pixel, metadata included.
         size: the file's size in bytes.
         psnr: the picture's PSNR in dB.
@@ -49,7 +49,8 @@ def encode(
             of the indices. Those that matter least; 0 leaves the choice to rate and distortion.
         device: "auto", "cpu" or "cuda".
 
-    Raises BadInput for an unusable image, UsageError for options out of range or more than one target.
+    Raises BadInput for an unusable image, UsageError for options out of range, and for more than one of
+    quality, bpp, size and psnr.
     """
     from nic.codec import compress
 
@@ -116,7 +117,8 @@ def recover(
 def info(source: NicSource) -> dict[str, object]:
     """What a .nic file, also of a video, says of itself: size, mode, model, chunks. Decodes nothing.
 
-    The keys are those of `nic info --json`. Raises as `decode`.
+    The keys are those of `nic info --json`; "problems" has a line for each that a damaged file has. Raises as `decode`,
+    but BadFile only where the header is lost.
     """
     return describe(_read(source))
 

@@ -60,6 +60,7 @@ __all__ = [
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
 Ahead = dict[int, tuple[bytes, Tensor]]  # by the cell's index: its words, and what they decode to
 LEVELS = 252  # highest quality level: quarters of a quality index
+DEFAULT_QUALITY = 50
 MODES = ("auto", store.FIDELITY, store.EXTREME)
 DEVICES = ("auto", "cpu", "cuda")
 LOW_RATE = 0.25  # bits per pixel; fidelity mode's lowest quality takes less of nearly every picture
@@ -90,10 +91,11 @@ class Recovered:
     consistency: float | None = None
 
 
+@torch.inference_mode(False)
 def compress(
     picture: Picture,
     *,
-    quality: float = 50,
+    quality: float | None = None,
     bpp: float | None = None,
     size: int | None = None,
     psnr: float | None = None,
@@ -102,7 +104,7 @@ def compress(
     mask_rate: float = 0,
     device: str = "auto",
 ) -> Encoded:
-    """Codes a picture at a quality (0 to 100), or at the one that meets a target: at most one of the three.
+    """Codes a picture at a quality (0 to 100, else 50), or at the one that meets a target: at most one of the four.
 
     bpp: bits per pixel of the whole file. size: bytes of the whole file, at most. psnr: dB over all colour samples, at
     least. effort: 1 to 9; from 2 on, iterations that make the file smaller at equal quality, listed in nic/effort.py;
@@ -110,7 +112,7 @@ def compress(
     for less than fidelity can reach. mask_rate: the share, 0 to 1, of what is coded that is left out, as for
     ``nic.encode``. A target that is missed by more than 2 % is told in the result's note. Raises UsageError.
     """
-    check_options(quality, effort, bpp=bpp, size=size, psnr=psnr)
+    check_options(effort, quality, bpp=bpp, size=size, psnr=psnr)
     if mode not in MODES:
         raise UsageError(f"mode {mode!r} is none of {', '.join(MODES)}")
     if not 0 <= mask_rate <= 1:
@@ -130,8 +132,13 @@ def compress(
     elif psnr is not None:
         level, note = encoder.search_psnr(psnr)
     else:
-        level, note = round(quality / 100 * LEVELS), ""
+        level, note = level_at(quality), ""
     return Encoded(encoder.file(level), level / LEVELS * 100, note)
+
+
+def level_at(quality: float | None) -> int:
+    """The quality level that a quality of 0 to 100 stands for, None for the default."""
+    return round((DEFAULT_QUALITY if quality is None else quality) / 100 * LEVELS)
 
 
 def decompress(
@@ -156,15 +163,17 @@ def recover(
 ) -> Recovered:
     """What can be decoded of a damaged or cut .nic file; lost cells are filled smoothly from those around them.
 
-    A cell in which the file is cut off is decoded from what there is of it. ahead: cells that are decoded already.
-    Raises BadFile where the header or all cells are lost, and for cells that are intact but no encoder's work;
-    otherwise as ``decompress``.
+    A cell in which the file is cut off is decoded from what there is of it. ahead: cells that are decoded already; they
+    are taken out of it one by one. Raises BadFile where the header or all cells are lost, and for cells that are intact
+    but no encoder's work; otherwise as ``decompress``.
     """
     file = salvage(data)
-    problems, cells, ahead = list(file.problems), dict(file.cells), dict(ahead or {})
-    index, words = (cut_cell(data) if file.truncated else None) or (-1, b"")
-    if index not in cells and (latents := begun(file.header, index, words, device)) is not None:
-        cells[index], ahead[index] = words, (words, latents)
+    problems, cells = list(file.problems), dict(file.cells)
+    ahead = {} if ahead is None else ahead
+    if file.truncated and (cut := cut_cell(data)):
+        index, words = cut
+        if index not in cells and (latents := begun(file.header, index, words, device)) is not None:
+            cells[index], ahead[index] = words, (words, latents)
     if file.truncated and not cells:
         raise BadFile(problems[0])
     picture, lost, consistency = assemble(file, cells, crop, refinement, device, problems, ahead)
@@ -482,8 +491,9 @@ def decode_latents(
 ) -> tuple[Tensor, list[Slices]]:
     """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths; and the cells that are not there.
 
-    cells: payloads by index in raster order. With a region of the grid, only cells that meet it are decoded, and what
-    is elsewhere is undefined. Raises BadFile for a cell that no encoder has written, and where there is none at all.
+    cells: payloads by index in raster order. ahead: those that are decoded already; they leave it. With a region of the
+    grid, only cells that meet it are decoded, and what is elsewhere is undefined. Raises BadFile for a cell that no
+    encoder has written, and where there is none at all.
     """
     height, width = latent_grid(header.height, header.width)
     latents, lost = None, []
@@ -559,5 +569,7 @@ def decode_alpha(png: bytes, header: Header) -> np.ndarray:
             if image.size != (header.width, header.height) or image.mode != mode:
                 raise BadFile("the alpha plane does not fit the picture")
             return np.array(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (BadFile, MemoryError):
+        raise
+    except Exception as error:  # on damaged files, Pillow's decoder raises almost any
         raise BadFile(f"the alpha plane cannot be decoded: {error}") from None

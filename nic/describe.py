@@ -1,8 +1,10 @@
 """What a .nic file says of itself, read from its headers: needs neither torch nor the model."""
 
+from typing import Any
+
 from nic.bitstream.clip import salvage_clip
-from nic.bitstream.container import chunks, holds_video, unpack
-from nic.errors import BadFile, UnknownModel
+from nic.bitstream.container import Chunk, chunks, holds_video, salvage, scan
+from nic.errors import UnknownModel
 from nic.models import store
 from nic.models.order import Layer, coding_order
 
@@ -22,11 +24,9 @@ def format_version(data: bytes) -> str:
     return f"{major}.{minor}"
 
 
-def describe_video(data: bytes) -> dict[str, object]:
+def describe_video(data: bytes) -> dict[str, Any]:
     """The same of a video. ``parts`` has the bytes of each layer's frames, of the network, of audio, and the rest."""
     file = salvage_clip(data)
-    if file.problems:
-        raise BadFile(file.problems[0])
     header, clip = file.header, file.clip
     parts = {layer.value: 0 for layer in Layer}
     for group in file.groups.values():
@@ -34,15 +34,15 @@ def describe_video(data: bytes) -> dict[str, object]:
             parts[coded.layer.value] += len(words)
     parts |= {"network": len(file.weights or b""), "audio": len(file.audio or b"")}
     parts["rest"] = len(data) - sum(parts.values())
-    last = file.groups[clip.groups - 1].ticks[-1]
-    seconds = last * clip.tick_num / clip.tick_den
+    last = max(file.groups, default=0)
+    seconds = file.groups[last].ticks[-1] * clip.tick_num / clip.tick_den if file.groups else 0
     return {
         "format": format_version(data),
         "kind": header.kind.name.lower(),
         "width": header.width,
         "height": header.height,
         "frames": clip.frames,
-        "frames_per_second": round((clip.frames - 1) / seconds, 3) if seconds else None,
+        "frames_per_second": round((last * clip.group + clip.length(last) - 1) / seconds, 3) if seconds else None,
         "pixel_aspect": f"{clip.aspect_num}:{clip.aspect_den}",
         "group": clip.group,
         "quality": round(clip.leaf / 2.52, 1),
@@ -51,18 +51,21 @@ def describe_video(data: bytes) -> dict[str, object]:
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height * clip.frames), 5),
         "parts": [{"part": name, "bytes": count} for name, count in parts.items()],
+        "problems": list(file.problems),
     }
 
 
-def describe(data: bytes) -> dict[str, object]:
-    """Header, model and chunks (tag and payload bytes) of a .nic file; raises BadFile or UnsupportedFile.
+def describe(data: bytes) -> dict[str, Any]:
+    """Header, model and chunks (tag and payload bytes) of a .nic file.
 
-    Every checksum is tested, no symbol is decoded. ``format`` is the version of the format that the file is written in,
-    the lowest that has what it needs. ``model`` is None where the model is not installed.
+    Every checksum is tested, no symbol is decoded. Of a damaged file, chunks are those that are intact, and
+    ``problems`` has a line for each defect. ``format`` is the version of the format that the file is written in, the
+    lowest that has what it needs. ``model`` is None where the model is not installed. Raises UnsupportedFile, and
+    BadFile without HEAD.
     """
     if holds_video(data):
         return describe_video(data)
-    file = unpack(data)
+    file = salvage(data)
     header = file.header
     return {
         "format": format_version(data),
@@ -78,5 +81,6 @@ def describe(data: bytes) -> dict[str, object]:
         "model": model_name(header.model_id),
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 4),
-        "chunks": [{"tag": chunk.tag, "bytes": len(chunk.payload)} for chunk in chunks(data)],
+        "chunks": [{"tag": chunk.tag, "bytes": len(chunk.payload)} for chunk in scan(data) if isinstance(chunk, Chunk)],
+        "problems": list(file.problems),
     }

@@ -25,16 +25,16 @@ DAMPING = 0.3  # share of the way to the new targets
 BACK_OFF = 0.6  # what DAMPING is multiplied by after a step that made it worse
 
 
-def check_options(quality: float, effort: int, **targets: float | None) -> None:
-    """Raises UsageError for a quality or an effort that there is not, and for targets that cannot be met together."""
+def check_options(effort: int, quality: float | None, **targets: float | None) -> None:
+    """Raises UsageError for a quality or an effort that there is not, and for what cannot be met together."""
     given = [target for target in targets.values() if target is not None]
-    *others, last = targets
-    names = f"{', '.join(others)} and {last}"
-    if len(given) > 1:
-        raise UsageError(f"give only one of {names}")
+    if len(given) + (quality is not None) > 1:
+        *others, last = "quality", *targets
+        raise UsageError(f"give only one of {', '.join(others)} and {last}")
     if not all(0 < target < math.inf for target in given):
-        raise UsageError(f"{names} must be positive and finite")
-    if not 0 <= quality <= 100:
+        *others, last = targets
+        raise UsageError(f"{', '.join(others)} and {last} must be positive and finite")
+    if quality is not None and not 0 <= quality <= 100:
         raise UsageError(f"quality {quality:g} is outside 0 to 100")
     if effort not in ITERATIONS:
         raise UsageError(f"effort {effort} is outside 1 to 9")

@@ -21,7 +21,7 @@ import av
 import av.filter
 import numpy as np
 
-from nic.bitstream.limits import MAX_FRAMES, max_pixels
+from nic.bitstream.limits import MAX_CHUNK_LENGTH, MAX_FRAMES, max_pixels
 from nic.errors import BadInput, BadOutput, NicError, UsageError
 
 __all__ = ["SUFFIXES", "WRITABLE", "ClipWriter", "Source", "looks_like_video"]
@@ -223,6 +223,8 @@ class Source:
                     for packet in audio_packets(container, copy, self.begin, self.end):
                         copy.mux(packet)
                         count += 1
+                        if buffer.tell() > MAX_CHUNK_LENGTH:
+                            raise BadInput("its audio track is too large for a .nic file: use --no-audio")
             except FAILURES as error:
                 raise BadInput(f"its audio track cannot be kept ({reason(error)}): use --no-audio") from error
         return buffer.getvalue() if count else None

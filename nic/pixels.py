@@ -51,7 +51,10 @@ _WITHOUT_ALPHA = ("BMP", "JPEG", "PPM")
 
 _EXIF_PREFIX = b"Exif\0\0"  # what JPEG puts before the EXIF block, and Pillow before most of them
 _ORIENTATION = 0x0112
+_THUMBNAIL = (0x0201, 0x0202)  # in the second directory: where it starts, and its bytes
 _SHORT, _LONG = 3, 4  # EXIF's types of numbers
+
+_NEW_SUBFILE_TYPE = 254  # of a TIFF page: bit 0 says that it is another one at lower resolution
 
 # Of the tags in a TIFF file, those that describe the picture and not its storage; then the EXIF and GPS directories.
 _DESCRIPTIVE_TAGS = (270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 315, 33432)
@@ -80,7 +83,7 @@ class Picture:
         pixels: [H, W, C] uint8 or uint16, C = 1 (grey) or 3 (RGB), full range, non-linear (as stored in files).
         alpha: [H, W] of the same dtype, not premultiplied, or None where the picture is opaque.
         icc: the ICC profile of `pixels`; empty means sRGB.
-        exif: the EXIF block from its TIFF header on, orientation 1; empty where absent.
+        exif: the EXIF block from its TIFF header on, orientation 1, without thumbnail; empty where absent.
         xmp: the XMP packet; empty where absent.
     """
 
@@ -156,7 +159,7 @@ def save(picture: Picture, target: BinaryIO, format: str) -> None:
             if image.mode == "I;16":
                 image = Image.fromarray(_to_8_bits(picture.pixels[..., 0]))
             image.save(target, format, **WRITABLE[format], **_pillow_metadata(picture))
-    except NicError:
+    except (NicError, MemoryError):
         raise
     except Exception as error:  # of odd metadata, Pillow's encoders raise almost any
         raise UsageError(f"cannot be written as {format}: {_one_line(error)}") from error
@@ -181,7 +184,7 @@ def _decoding() -> Iterator[None]:
     """Give BadInput for whatever reading a file raises: on damaged files, decoders raise almost any exception."""
     try:
         yield
-    except NicError:
+    except (NicError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise BadInput(f"not a picture that nic reads ({', '.join(READABLE)}): convert it to PNG first") from error
@@ -210,8 +213,8 @@ def _from_file(file: BinaryIO) -> Picture:
         if max(width, height) > MAX_SIDE or width * height > limit:
             whose = "a .nic file holds" if limit == MAX_PIXELS else "NIC_MAX_PIXELS and .nic files allow"
             raise BadInput(f"{width}x{height} pixels: {whose} {MAX_SIDE} a side and {limit} in all")
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview or a second view behind the picture
+        frames = _pages(image)
+        if frames > 1:
             raise BadInput(f"holds {frames} frames or pages: take one of them, or save them as .mkv or .mp4")
         if image.format == "TIFF":
             _check_tiff(image)
@@ -226,6 +229,21 @@ def _from_file(file: BinaryIO) -> Picture:
         return _picture(samples, **metadata)
 
 
+def _pages(image: ImageFile.ImageFile) -> int:
+    """Frames or pages of an open file, but for previews and second views behind the picture."""
+    pages = getattr(image, "n_frames", 1)
+    if image.format == "MPO":  # a camera's JPEG
+        return 1
+    if image.format != "TIFF":
+        return pages
+    reduced = 0
+    for page in range(1, pages):
+        image.seek(page)
+        reduced += _tiff_tags(image).get(_NEW_SUBFILE_TYPE, 0) & 1
+    image.seek(0)
+    return pages - reduced
+
+
 def _from_pil(image: Image.Image) -> Picture:
     image.load()
     metadata = _metadata(image)
@@ -237,7 +255,7 @@ def _from_pil(image: Image.Image) -> Picture:
 
 def _picture(samples: np.ndarray, icc: bytes = b"", exif: bytes = b"", xmp: bytes = b"") -> Picture:
     """The upright picture of interleaved `samples` [H, W, 1..4] in native byte order; even counts end with alpha."""
-    orientation, exif = _reset_orientation(exif)
+    orientation, exif = _upright_exif(exif)
     if orientation != 1:
         swap, row_step, column_step = _UPRIGHT[orientation]
         samples = (samples.swapaxes(0, 1) if swap else samples)[::row_step, ::column_step]
@@ -250,27 +268,43 @@ def _picture(samples: np.ndarray, icc: bytes = b"", exif: bytes = b"", xmp: byte
     return Picture(np.ascontiguousarray(samples), alpha, icc, exif, xmp)
 
 
-def _reset_orientation(exif: bytes) -> tuple[int, bytes]:
-    """The orientation 1..8 that `exif` asks for, and `exif` with that tag set to 1 and no other byte changed.
+def _upright_exif(exif: bytes) -> tuple[int, bytes]:
+    """The orientation 1..8 that `exif` asks for, and `exif` with that tag set to 1 and without its thumbnail.
 
-    What does not begin like EXIF is dropped.
+    A thumbnail would lie on its side, and may be larger than the .nic file: it is cut off or, where something follows,
+    becomes zeros. No other byte changes. What does not begin like EXIF is dropped.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 8:  # less than a TIFF header, which TIFF and AVIF would refuse
         return 1, b""
+    block, orientation = bytearray(exif), 1
     try:
-        (directory,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", exif, entry)
-            number = order + {_SHORT: "H", _LONG: "I"}.get(kind, "H")
-            (orientation,) = struct.unpack_from(number, exif, entry + 8)
-            if tag == _ORIENTATION and orientation in _UPRIGHT:
-                end = entry + 8 + struct.calcsize(number)
-                return orientation, exif[: entry + 8] + struct.pack(number, 1) + exif[end:]
-    except struct.error:  # truncated: kept as it is, and no orientation to be found
+        values, following = _exif_values(exif, order, *struct.unpack_from(order + "I", exif, 4))
+        kind, place = values.get(_ORIENTATION, (_SHORT, following))
+        number = order + {_SHORT: "H", _LONG: "I"}.get(kind, "H")
+        if _ORIENTATION in values and (asked := struct.unpack_from(number, exif, place)[0]) in _UPRIGHT:
+            orientation = asked
+            struct.pack_into(number, block, place, 1)
+        (thumbnail,) = struct.unpack_from(order + "I", exif, following)
+        values, _ = _exif_values(exif, order, thumbnail)
+        start, length = (struct.unpack_from(order + "I", exif, values[tag][1])[0] for tag in _THUMBNAIL)
+        if following < start <= start + length <= len(exif):
+            block[following : following + 4] = bytes(4)
+            block[start : start + length] = b"" if start + length == len(exif) else bytes(length)
+    except (struct.error, KeyError):  # truncated, or without a thumbnail
         pass
-    return 1, exif
+    return orientation, bytes(block)
+
+
+def _exif_values(exif: bytes, order: str, directory: int) -> tuple[dict[int, tuple[int, int]], int]:
+    """For each tag of a directory the type and the place of its value, and the place of the next directory's offset."""
+    (count,) = struct.unpack_from(order + "H", exif, directory)
+    end = directory + 2 + 12 * count
+    values = {}
+    for entry in range(directory + 2, end, 12):
+        tag, kind = struct.unpack_from(order + "HH", exif, entry)
+        values[tag] = kind, entry + 8
+    return values, end
 
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:
@@ -331,7 +365,7 @@ def _wide_grey(image: Image.Image) -> np.ndarray:
     """[H, W, 1 or 2] uint16 of an image in a mode of more than 8 bits, all of which are grey."""
     grey = np.asarray(image)
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
-        raise BadInput("its samples are floating-point or exceed 16 bits: convert it to 8 or 16 bits first")
+        raise BadInput("its samples are floating-point, negative or exceed 16 bits: convert it to 8 or 16 bits first")
     grey = grey.astype(np.uint16)
     if _tiff_tags(image).get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
         grey = grey << 4 | grey >> 8

@@ -17,7 +17,7 @@ import torch
 from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_origin, pack_start, salvage_clip
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS, MAX_GROUPS
-from nic.codec import LEVELS, load_model, psnr
+from nic.codec import LEVELS, level_at, load_model, psnr
 from nic.effort import check_options
 from nic.errors import BadFile, BadOutput, NicError, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, read_group, to_frame
@@ -88,7 +88,7 @@ def compress(
     source: Source,
     target: str,
     *,
-    quality: float = 50,
+    quality: float | None = None,
     bpp: float | None = None,
     size: int | None = None,
     effort: int = 4,
@@ -97,13 +97,13 @@ def compress(
     device: str = "auto",
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Encoded:
-    """Writes a video into the file ``target`` at a quality (0 to 100), or near bits per pixel or bytes of the file.
+    """Writes a video into the file ``target`` at a quality (0 to 100, else 50), or near bits per pixel or bytes of it.
 
     The bytes so far are in ``part_of(target)``; with ``resume``, its finished groups of the same settings are taken
     over.
     Raises UsageError, BadInput, BadOutput for a target that is no file, and OSError where it cannot be written.
     """
-    check_options(quality, effort, bpp=bpp, size=size)
+    check_options(effort, quality, bpp=bpp, size=size)
     if os.path.exists(target) and not os.path.isfile(target):
         raise BadOutput(f"{target} is no file, and a video cannot be written to anything else")
     model = model_of_clips(store.VIDEO, device)
@@ -112,7 +112,7 @@ def compress(
     notes = list(source.notes)
     if bpp is not None:
         size = round(bpp * source.width * source.height * len(source.ticks) / 8)
-    level = round(quality / 100 * LEVELS)
+    level = level_at(quality)
     encoder.choose_span(level)
     if size is not None:
         if track and len(track) >= size:
@@ -130,7 +130,7 @@ def compress(
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
         notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")
-    return Encoded(written, job.psnr, tuple(notes))
+    return Encoded(written, job.psnr, (*notes, *job.notes))
 
 
 class ClipEncoder:
@@ -171,6 +171,7 @@ class ClipEncoder:
         frames = self.source.frames(start * self.length)
         while group := list(islice(frames, self.length)):
             yield start, group
+            del group  # its memory, before the next is read
             start += 1
 
     def motion(self, index: int, frames: list[np.ndarray]) -> GroupMotion:
@@ -288,6 +289,7 @@ class Job:
         self.fitting = self.frames * encoder.effort.epochs / (encoder.effort.epochs + 4 + 4 * encoder.effort.iterations)
         self.origin = pack_origin(encoder.source.identity)
         self.errors: list[float] = []  # PSNR of each frame
+        self.notes: list[str] = []  # for the user
         self.size = self.coded = 0  # bytes; frames, of earlier runs too
 
     @property
@@ -302,6 +304,8 @@ class Job:
         encoder = self.encoder
         header, clip = encoder.header(self.level), encoder.clip(self.level)
         found = self.resumed(header, clip) if resume else None
+        if resume and not found and self.part.exists():
+            self.notes.append("what had been begun was of other frames or settings: it is coded anew")
         if found:
             weights, start = found.weights, len(found.groups)
         else:
@@ -316,6 +320,7 @@ class Job:
             with self.part.open("ab") as file:
                 file.write(pack_group(index, group))
             self.size = self.part.stat().st_size
+            del frames  # their memory, before the next are read
 
     def finish(self, target: Path) -> None:
         """Makes the part file the finished one."""
@@ -339,7 +344,10 @@ class Job:
         start = pack_start(header, clip, self.audio, found.weights) + self.origin
         if not data.startswith(start) or not whole or found.network_lost:
             return None
-        self.part.write_bytes(start + b"".join(pack_group(i, found.groups[i]) for i in range(len(found.groups))))
+        groups = b"".join(pack_group(i, found.groups[i]) for i in range(len(found.groups)))
+        if not data.startswith(start + groups):
+            return None
+        os.truncate(self.part, len(start + groups))
         return found
 
     def encode(

@@ -1,8 +1,11 @@
 """Damaged and cut files: what is intact is decoded exactly, the rest filled in and told; and parts of pictures."""
 
 import contextlib
+import dataclasses
 import functools
 import random
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +22,7 @@ import nic
 from nic import codec, video
 from nic.bitstream.arrival import cut_cell
 from nic.bitstream.clip import ClipFile, Group, pack_end, pack_group, pack_start
-from nic.bitstream.container import SIGNATURE, NicFile, chunks, pack, salvage
+from nic.bitstream.container import SIGNATURE, NicFile, chunks, pack, salvage, unpack
 from nic.bitstream.fields import pack_varint
 from nic.cli.main import cli
 from nic.errors import BadFile, NicError, UsageError
@@ -177,6 +180,17 @@ def test_alpha_is_left_out_where_it_is_damaged(photo: np.ndarray, ramp: np.ndarr
     result = codec.recover(damaged)
     assert result.picture.alpha is None and result.problems and result.concealed == 0
     assert np.array_equal(result.picture.pixels, codec.decompress(file).pixels)
+
+
+def test_alpha_with_odd_chunks_behind_its_pixels_is_a_bad_file(photo: np.ndarray, ramp: np.ndarray) -> None:
+    """Of an empty iCCP chunk there, Pillow raises IndexError."""
+    file = unpack(codec.compress(Picture(photo, ramp), quality=15, effort=1).data)
+    assert file.alpha
+    end = file.alpha.rindex(b"IEND") - 4
+    chunk = struct.pack(">I4sI", 0, b"iCCP", zlib.crc32(b"iCCP"))
+    forged = dataclasses.replace(file, alpha=file.alpha[:end] + chunk + file.alpha[end:])
+    with pytest.raises(BadFile, match="alpha plane cannot be decoded"):
+        codec.decompress(pack(forged))
 
 
 def test_command_tells_of_damage(file: bytes, tmp_path: Path) -> None:

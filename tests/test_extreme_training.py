@@ -13,9 +13,10 @@ import skimage.data
 import skimage.io
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from nic import codec
-from nic.errors import UsageError
+from nic.errors import UnknownModel, UsageError
 from nic.models import store
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import Codebook, ExtremeCodec, nearest
@@ -153,6 +154,22 @@ def test_a_weight_file_is_written_as_a_whole(weights: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         store.put_network(weights, "recovery", Recovery(CONFIG))
     assert weights.read_bytes() == before and list(weights.parent.glob("*.partial")) == []
+
+
+def test_a_damaged_weight_file_is_told_whatever_is_damaged(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no symbol depends on it; and other models are found beside it."""
+    (weights.parent / "half.safetensors").write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.setattr(store, "WEIGHTS", weights.parent)
+    assert [model["name"] for model in store.available()] == ["test"]
+    with safe_open(weights, framework="numpy") as file:
+        values = file.get_tensor("synthesis.patch.weight").tobytes()
+    data = bytearray(weights.read_bytes())
+    data[data.index(values) + 1] ^= 4
+    weights.with_name("damaged.safetensors").write_bytes(data)
+    with pytest.raises(UnknownModel, match="damaged"):
+        store.load_extreme(weights.with_name("damaged.safetensors"))
+    weights.with_name("damaged.safetensors").unlink()
+    weights.with_name("half.safetensors").unlink()
 
 
 def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,6 +302,36 @@ def test_only_the_orientation_bytes_of_exif_change(photo: np.ndarray) -> None:
     assert picture.exif[changed[0]] == 1
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("behind", [b"", b"something else"])
+def test_the_thumbnail_in_exif_is_left_out(photo: np.ndarray, order: str, behind: bytes) -> None:
+    thumbnail = bytes(range(1, 200))
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    first = struct.pack(order + "HHHIHxx", 1, ORIENTATION, 3, 1, 6)
+    second = struct.pack(order + "H" + 2 * "HHII" + "I", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(thumbnail), 0)
+    block = head + first + struct.pack(order + "I", 26) + second + thumbnail + behind
+    assert block.index(thumbnail) == 56
+    picture = load(file_of(Image.fromarray(photo), "PNG", exif=block))
+    assert np.array_equal(picture.pixels, np.rot90(photo, -1))
+    upright = struct.pack(order + "HHHIHxx", 1, ORIENTATION, 3, 1, 1)
+    assert picture.exif == head + upright + bytes(4) + second + (bytes(len(thumbnail)) if behind else b"") + behind
+
+
+def test_tiff_pages_at_lower_resolution_are_no_pages(photo: np.ndarray) -> None:
+    """As scanners and map makers store previews and pyramids."""
+    small = Image.fromarray(photo[::2, ::2])
+    for kind, pages in ((1, 1), (0, 2)):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[254] = kind
+        small.encoderinfo = {"tiffinfo": tags}
+        data = file_of(Image.fromarray(photo), "TIFF", save_all=True, append_images=[small])
+        if pages == 1:
+            assert_equal(load(data), photo)
+        else:
+            with pytest.raises(BadInput, match="2 frames or pages"):
+                load(data)
+
+
 def test_orientation_may_be_a_long_number(photo: np.ndarray) -> None:
     """As some writers have it, in big-endian files, too."""
     block = b"MM\0*" + struct.pack(">IHHHII", 8, 1, ORIENTATION, 4, 1, 6) + bytes(4)

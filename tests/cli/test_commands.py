@@ -16,7 +16,7 @@ from pathlib import Path
 import click.testing
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from nic.cli import files
 from nic.cli.main import cli
@@ -122,6 +122,7 @@ def test_wrong_arguments_exit_2(pictures: Path, tmp_path: Path) -> None:
         (["verify", "photo.png"], 4, "nic: photo.png: not a .nic file"),
         (["compress", "photo.png", "photo.nic"], 6, "nic: photo.png: photo.nic exists"),
         (["compress", "photo.png", "sub"], 2, "nic: give IN and OUT"),
+        (["compress", "-f", "photo.png", "sub/another.JPG"], 2, "nic: sub/another.JPG is called like a picture"),
         (["compress", "photo.png", "photo.png/out.nic"], 6, "nic: photo.png: photo.png/out.nic cannot be written: "),
         (["decompress", "photo.nic", "name"], 2, "nic: photo.nic: a name without a suffix names no format: use .png, "),
     ],
@@ -147,6 +148,8 @@ def test_damaged_and_newer_files(pictures: Path, tmp_path: Path) -> None:
         for command in (["verify"], ["info"]):
             result = nic(*command, tmp_path / "damaged.nic")
             assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
+            assert ("width: 80\nheight: 96\n" in result.stdout) == (command == ["info"] and damaged != b"")
+            assert ("\nproblems:\n  " in result.stdout) == (command == ["info"] and damaged != b"")
         result = nic("decompress", "--force", tmp_path / "damaged.nic", tmp_path / "out.png")
         assert result.exit_code == (7 if damaged.endswith(b"more") else 4)
         assert result.stderr.count("\n") == 1
@@ -210,6 +213,23 @@ def test_one_failure_does_not_stop_the_rest(pictures: Path, tmp_path: Path) -> N
     assert (result.exit_code, result.stdout) == (4, f"{pictures / 'photo.nic'}: OK\n")
 
 
+def test_metadata_may_be_left_out(pictures: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "where and when"
+    with Image.open(pictures / "photo.png") as image:
+        image.save(
+            tmp_path / "photo.png",
+            exif=exif,
+            icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        )
+    tags = []
+    for options in ((), ("--strip",)):
+        assert nic("compress", "-f", "-e", 1, *options, tmp_path / "photo.png", tmp_path / "photo.nic").exit_code == 0
+        description = json.loads(nic("info", "--json", tmp_path / "photo.nic").stdout)
+        tags.append([chunk["tag"] for chunk in description["chunks"]])
+    assert tags == [["HEAD", "iccp", "exif", "CELL", "DONE"], ["HEAD", "iccp", "CELL", "DONE"]]
+
+
 def test_pipes(pictures: Path) -> None:
     compressed = nic("compress", "-", "-", "--quiet", "-e", 1, stdin=(pictures / "photo.png").read_bytes())
     assert compressed.stdout_bytes == (pictures / "photo.nic").read_bytes()
@@ -254,6 +274,17 @@ def test_info(pictures: Path) -> None:
     assert len(lines) == 2
     description = json.loads(lines[0])
     assert (description["file"], description["width"], description["height"]) == (path, 80, 96)
+    assert description["problems"] == []
+
+
+def test_folders_of_files_are_checked_and_shown(pictures: Path, tmp_path: Path) -> None:
+    for name in ("a.nic", "sub/b.nic", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((pictures / "photo.nic").read_bytes())
+    result = nic("verify", tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'a.nic'}: OK\n{tmp_path / 'sub' / 'b.nic'}: OK\n"
+    assert len(nic("info", "--json", tmp_path / "sub", tmp_path / "a.nic").stdout.splitlines()) == 2
 
 
 def test_models() -> None:
@@ -303,6 +334,10 @@ def test_two_sources_never_share_a_target(tmp_path: Path) -> None:
     assert sorted(targets.values()) == ["out/a.jpg.nic", "out/a.png.nic", "out/b.nic"]
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "b.png").touch()
+    (tmp_path / "a.png.nic").touch()
+    assert files.plan([str(tmp_path / "a.png.nic")], "out", ".png", {".nic"}) == {
+        str(tmp_path / "a.png.nic"): "out/a.png"
+    }
     with pytest.raises(UsageError, match="both"):
         files.plan([str(tmp_path / "b.png"), str(tmp_path / "c" / "b.png")], "out", ".nic", suffixes)
     with pytest.raises(BadInput, match="no file"):

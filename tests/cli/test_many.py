@@ -95,11 +95,12 @@ def test_interrupt_leaves_whole_files(folder: Path) -> None:
         assert process.returncode == 0
 
 
-def test_a_killed_process_is_told() -> None:
+def test_a_killed_process_is_told_and_the_rest_goes_on() -> None:
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    results = dict(files.outcomes([(str(index), partial(exec, kill)) for index in range(2)], 2))
-    assert len(results) == 2
-    assert all("killed" in str(outcome) for outcome in results.values())
+    tasks = [(str(index), partial(exec, kill if index in (1, 2) else "pass")) for index in range(6)]
+    results = dict(files.outcomes(tasks, 2))
+    assert sorted(results) == [source for source, _ in tasks]
+    assert [source for source in sorted(results) if "killed" in str(results[source])] == ["1", "2"]
 
 
 def test_what_is_not_wanted_any_more_stops_at_once(tmp_path: Path) -> None:

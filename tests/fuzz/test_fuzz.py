@@ -38,11 +38,12 @@ def decode(data: bytes) -> None:
 def picture_container(data: bytes) -> None:
     """`unpack`, `salvage` and `describe` agree on what is intact, and `pack` writes what `unpack` reads."""
     file, salvaged, description = (attempt(read, data) for read in (unpack, salvage, describe))
-    assert isinstance(description, NicError) == isinstance(file, NicError)
-    if isinstance(salvaged, NicError):
+    assert isinstance(description, NicError) == isinstance(salvaged, NicError)
+    if isinstance(salvaged, NicError) or isinstance(description, NicError):
         assert isinstance(file, NicError)
         return
     assert isinstance(file, NicError) == bool(salvaged.problems)
+    assert description["problems"] == list(salvaged.problems)
     assert all(line and "\n" not in line for line in salvaged.problems)
     if not isinstance(file, NicError):
         assert not salvaged.truncated and salvaged.cells == dict(enumerate(file.cells))
@@ -52,10 +53,10 @@ def picture_container(data: bytes) -> None:
 def clip_container(data: bytes) -> None:
     """`salvage_clip` and `describe` agree on what is intact, and what is packed is read back."""
     file, description = attempt(salvage_clip, data), attempt(describe, data)
-    if isinstance(file, NicError):
-        assert isinstance(description, NicError)
+    if isinstance(file, NicError) or isinstance(description, NicError):
+        assert isinstance(description, NicError) and isinstance(file, NicError)
         return
-    assert isinstance(description, NicError) == bool(file.problems)
+    assert description["problems"] == list(file.problems)
     assert all(line and "\n" not in line for line in file.problems)
     if not file.problems:
         parts = [pack_start(file.header, file.clip, file.audio, file.weights), pack_end()]
