@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from nic.cli.files import Real, cores, effort_option, expand, frame_range, report
+from nic.cli.files import expand
+from nic.cli.jobs import cores, report
+from nic.cli.options import Real, effort_option, frame_range
 from nic.errors import BadInput, UsageError
 
 __all__ = ["bench"]

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from nic.cli.files import Done, Task, Tasks, attempt
+from nic.cli.jobs import Done, Task, Tasks, attempt
 from nic.errors import BadInput, NicError, UsageError
 
 __all__ = ["outcomes"]
@@ -15,7 +15,7 @@ AHEAD = 2  # tasks that wait for each processor, so that none is idle
 
 
 def outcomes(tasks: Tasks, address: str) -> Iterator[tuple[str, Done | NicError | None]]:
-    """As `nic.cli.files.outcomes`, on the cluster at an address ("auto": of this machine, or $RAY_ADDRESS).
+    """As `nic.cli.jobs.outcomes`, on the cluster at an address ("auto": of this machine, or $RAY_ADDRESS).
 
     Its machines have the same nic and see the same files under the same names. Raises UsageError without a cluster.
     """

@@ -10,25 +10,17 @@ from typing import Any
 
 import click
 
-from nic.cli.files import (
-    Done,
+from nic.cli.files import check_target, plan, read, unwritable, write
+from nic.cli.jobs import Done, for_each, hides_bars, picture_bar, report
+from nic.cli.options import (
     Real,
     check_options,
-    check_target,
     device_option,
     effort_option,
-    for_each,
     frame_range,
-    hides_bars,
     jobs_option,
-    picture_bar,
-    plan,
     ray_option,
-    read,
-    report,
     resume_option,
-    unwritable,
-    write,
 )
 from nic.errors import BadInput, UsageError
 

@@ -12,24 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nic.cli.files import (
-    Done,
-    Real,
-    check_options,
-    check_target,
-    device_option,
-    for_each,
-    hides_bars,
-    jobs_option,
-    picture_bar,
-    plan,
-    ray_option,
-    read,
-    replacing,
-    resume_option,
-    stdin_blocks,
-    write,
-)
+from nic.cli.files import check_target, plan, read, replacing, stdin_blocks, write
+from nic.cli.jobs import Done, for_each, hides_bars, picture_bar
+from nic.cli.options import Real, check_options, device_option, jobs_option, ray_option, resume_option
 from nic.errors import BadFile, Concealed, UsageError
 
 if TYPE_CHECKING:

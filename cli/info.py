@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from nic.cli.files import for_each, nic_files, read
+from nic.cli.files import nic_files, read
+from nic.cli.jobs import for_each
 from nic.errors import BadFile
 
 __all__ = ["info"]

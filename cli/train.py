@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nic.cli.files import Real
+from nic.cli.options import Real
 from nic.errors import BadInput, UsageError
 
 __all__ = ["EXISTING", "data_option", "device_option", "note_option", "train", "workers_option"]

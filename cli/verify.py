@@ -4,7 +4,9 @@ from functools import partial
 
 import click
 
-from nic.cli.files import device_option, for_each, nic_files, read
+from nic.cli.files import nic_files, read
+from nic.cli.jobs import for_each
+from nic.cli.options import device_option
 
 __all__ = ["verify"]
 

@@ -15,7 +15,7 @@ import skimage.data
 from PIL import Image
 
 from nic.cli import cluster
-from nic.cli.files import Done
+from nic.cli.jobs import Done
 from nic.errors import NicError, UsageError
 
 ray = pytest.importorskip("ray", reason="needs Ray, which CI does not install: pip install -e '.[ray]'")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from nic.cli import files
+from nic.cli import files, jobs
 from nic.cli.main import cli
 from nic.errors import BadInput, BadOutput, NicError, UsageError
 from nic.progress import advance, expect
@@ -318,11 +318,11 @@ def test_memory_that_does_not_suffice_is_one_line(error: Exception, told: bool) 
         raise error
 
     if told:
-        outcome = files.attempt(task)
+        outcome = jobs.attempt(task)
         assert isinstance(outcome, NicError) and "memory" in str(outcome) and outcome.exit_code == 1
     else:
         with pytest.raises(RuntimeError, match="a bug"):
-            files.attempt(task)
+            jobs.attempt(task)
 
 
 def test_two_sources_never_share_a_target(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ class Terminal(StringIO):
 def test_progress_within_a_picture(terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal() if terminal else StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    with files.picture_bar("large.png", quiet):
+    with jobs.picture_bar("large.png", quiet):
         expect(4)
         advance()
         time.sleep(1.1)  # shorter work shows no bar
@@ -400,9 +400,9 @@ def test_progress_within_a_picture(terminal: bool, quiet: bool, monkeypatch: pyt
 
 def test_no_bars_from_one_process_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert not files.hides_bars(quiet=False)
+    assert not jobs.hides_bars(quiet=False)
     monkeypatch.setattr(multiprocessing, "parent_process", object)
-    assert files.hides_bars(quiet=False)
+    assert jobs.hides_bars(quiet=False)
 
 
 # As real processes

@@ -15,7 +15,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from nic.cli import files
+from nic.cli import jobs
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_interrupt_leaves_whole_files(folder: Path) -> None:
 def test_a_killed_process_is_told_and_the_rest_goes_on() -> None:
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     tasks = [(str(index), partial(exec, kill if index in (1, 2) else "pass")) for index in range(6)]
-    results = dict(files.outcomes(tasks, 2))
+    results = dict(jobs.outcomes(tasks, 2))
     assert sorted(results) == [source for source, _ in tasks]
     assert [source for source in sorted(results) if "killed" in str(results[source])] == ["1", "2"]
 
@@ -110,7 +110,7 @@ def test_what_is_not_wanted_any_more_stops_at_once(tmp_path: Path) -> None:
         code = f"import time; open({str(tmp_path / str(index))!r}, 'w'); time.sleep(100)"
         tasks.append((f"long {index}", partial(exec, code)))
     start = time.monotonic()
-    running = files.outcomes(tasks, 2)
+    running = jobs.outcomes(tasks, 2)
     assert next(running)[0] == "quick"
     while not list(tmp_path.iterdir()):
         time.sleep(0.1)
