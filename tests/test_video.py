@@ -229,7 +229,8 @@ def test_interrupted_run_goes_on(clip: Path, groups: bytes, tmp_path: Path, monk
 
 def test_a_part_file_of_other_settings_is_not_taken(clip: Path, tmp_path: Path, groups: bytes) -> None:
     Path(tmp_path / "clip.nic.part").write_bytes(groups)
-    video.compress(Source.open(str(clip)), str(tmp_path / "clip.nic"), quality=10, effort=1, resume=True)
+    done = video.compress(Source.open(str(clip)), str(tmp_path / "clip.nic"), quality=10, effort=1, resume=True)
+    assert any("coded anew" in note for note in done.notes)
     assert len(video.read((tmp_path / "clip.nic").read_bytes()).groups) == 1
 
 
