@@ -33,10 +33,10 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 
 PERCEPTUAL ?= ../shared/weights
 
-weights-extreme:  ## train the extreme mode from the small codec of `weights`; backbones in PERCEPTUAL: four hours
-	nic train extreme --data $(DATA) --minutes 95 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
+weights-extreme:  ## train the extreme mode from the small codec of `weights`; backbones in PERCEPTUAL: five hours
+	nic train extreme --data $(DATA) --minutes 145 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/small.safetensors
-	nic train extreme --data $(DATA) --minutes 110 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
+	nic train extreme --data $(DATA) --minutes 140 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --dists 1 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
 	    -o $(RUN)/indices --note "photographs and graphics, see docs/training-log.md"
