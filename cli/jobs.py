@@ -75,31 +75,24 @@ def outcomes_of_processes(tasks: Tasks, jobs: int) -> Iterator[tuple[str, Done |
     Where one is killed, all that were not done yet are tried again by half as many; where there was only one, the
     first of these was the reason.
     """
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import as_completed
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import active_children, get_context
+
+    from nic.processes import pool_of
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))  # for the processes that now start
-    pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), get_context("spawn"), signal.signal, (signal.SIGTERM, signal.default_int_handler)
-    )
     undone = dict(tasks)
-    try:
+    with pool_of(min(jobs, len(tasks)), signal.signal, signal.SIGTERM, signal.default_int_handler) as pool:
         futures = {pool.submit(attempt_in_process, task): source for source, task in tasks}
         for future in as_completed(futures):
             with suppress(BrokenProcessPool):
                 outcome = future.result()
                 del undone[futures[future]]
                 yield futures[future], outcome
-    except BaseException:  # interrupted, or no longer wanted
-        for process in active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
     rest = list(undone.items())
     if rest and jobs == 1:
-        yield rest.pop(0)[0], NicError("its process was killed, perhaps for lack of memory: use fewer jobs")
+        advice = "perhaps for lack of memory: in compressing, --effort 1 takes less"
+        yield rest.pop(0)[0], NicError(f"its process was killed, {advice}")
     if rest:
         yield from outcomes_of_processes(rest, max(1, jobs // 2))
 

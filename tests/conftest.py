@@ -1,5 +1,6 @@
 """Pictures for every test. The photographs come with scikit-image, so that no third party's picture is committed."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,8 @@ from nic.models.training.perceptual import LAYERS, STAGES
 
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # that commands inherit, even if a background shell ignores it
 
 
 @pytest.fixture(scope="session")

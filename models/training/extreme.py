@@ -220,9 +220,9 @@ def fit_codebooks(model: ExtremeCodec, photos: Photos) -> None:
         points = torch.cat([x.movedim(1, -1).flatten(0, 2) for x in latents])
         for _ in range(ITERATIONS):
             sums, use = cluster(points, codewords)
-            lone = codewords[torch.arange(len(codewords), device=device) ^ 1]  # an unused one joins its sibling's cell
-            lone = lone * (1 + 0.01 * torch.randn_like(lone))
-            codewords = torch.where(use[:, None] > 0, sums / use.clamp(min=1)[:, None], lone)
+            joined = codewords[busy_neighbours(use)]  # an unused codeword takes a part of a used one's cell
+            joined = joined * (1 + 0.01 * torch.randn_like(joined))
+            codewords = torch.where(use[:, None] > 0, sums / use.clamp(min=1)[:, None], joined)
         fitted.append(codewords)
     model.codebook.fitted.copy_(torch.cat(fitted))
 
@@ -274,6 +274,18 @@ def cluster(points: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
         sums.index_add_(0, indices, part)
         use += torch.bincount(indices, minlength=len(codewords))
     return sums, use
+
+
+def busy_neighbours(use: Tensor) -> Tensor:
+    """For each of 2^b codewords, the most used one of the smallest subtree around it that has two points: [2^b] int."""
+    places = torch.arange(len(use), device=use.device)
+    neighbours = use.argmax().expand(len(use))
+    size = len(use) // 2
+    while size > 1:
+        best = (use.view(-1, size).argmax(dim=1) + places[::size]).repeat_interleave(size)
+        neighbours = torch.where(use[best] > 1, best, neighbours)
+        size //= 2
+    return neighbours
 
 
 def tree_order(codewords: Tensor, use: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import date
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from nic.bench.results import Row
 from nic.bitstream.container import chunks
 from nic.errors import BadInput
 from nic.pixels import load, to_pil
+from nic.processes import pool_of
 
 __all__ = ["Measured", "Plan", "Source", "crop_rows", "measure", "read_points", "read_rows", "read_source", "write_csv"]
 
@@ -105,8 +105,7 @@ def measure(
     for row in known:
         taken[row["image_hash"], row["codec"], row["version"]].append(row)
     versions = {name: codecs.load(name).version for name in names}
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), start_worker, (plan.metrics, plan.weights))
-    try:
+    with pool_of(jobs, start_worker, plan.metrics, plan.weights) as pool:
         futures = {
             pool.submit(measure_one, source, name, plan, taken[source.hash, name, versions[name]]): (source, name)
             for source in sources
@@ -120,12 +119,6 @@ def measure(
                 raise
             except Exception as error:  # whatever a peer raises on this picture: the others go on
                 yield Measured(source, name, [], " ".join(str(error).split()) or type(error).__name__)
-    except BaseException:  # interrupted, or no longer wanted
-        for process in active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 meter: Meter
