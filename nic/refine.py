@@ -1,5 +1,6 @@
 """Refining decoded pictures with the flow of models/refiner.py, window by window."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -71,33 +72,30 @@ def refine(pixels: np.ndarray, model: store.AnyModel, level: int, refinement: Re
     rows, columns = grid(height, width)
     quality = torch.tensor([model.quality(level)], device=device)
     extreme = torch.tensor([model.mode == store.EXTREME], device=device)
-    refined = np.empty_like(pixels)
-    state = None  # x_t of the whole picture, in half precision because there are two of them
-    for step in range(steps):
-        start, stop = step / steps, (step + 1) / steps
-        last = step == steps - 1
-        following = (
-            None if last else torch.empty(1, 3, LATENT * rows, LATENT * columns, dtype=torch.half, device=device)
-        )
+
+    def windows(time: float, state: Tensor | None) -> Iterator[tuple[Slices, Tensor, Tensor, Tensor]]:
+        """Places in the picture, and there: the decoded picture, x_t (of ``state`` after the start), its line's end."""
         for inner in cell_slices(rows, columns):
             outer = grow(inner, reach(refiner.config), rows, columns)
             decoded = to_images(pixels, outer, device)
-            here = (
-                cut(state, outer).float()
-                if state is not None
-                else decoded + NOISE * noise(outer, refinement.seed, device)
-            )
-            end = refiner(here, decoded, torch.tensor([start], device=device), quality, extreme)
-            part = tuple(pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True))
-            place = tuple(map(pixels_of, inner))
-            if following is None:
-                blended = torch.lerp(decoded, end.clamp(0, 1), refinement.strength)[:, :, *part]
-                room = refined[place]
-                room[:] = to_pixels(blended, channels, 8 * pixels.itemsize)[: room.shape[0], : room.shape[1]]
-            else:
-                following[:, :, *place] = euler(here, end, start, stop)[:, :, *part]
+            x = decoded + NOISE * noise(outer, refinement.seed, device) if state is None else cut(state, outer).float()
+            end = refiner(x, decoded, torch.tensor([time], device=device), quality, extreme)
+            part = [pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True)]
+            there, across = map(pixels_of, inner)
+            yield (there, across), decoded[:, :, *part], x[:, :, *part], end[:, :, *part]
             advance()
+
+    state = None  # x_t of the whole picture, in half precision because there are two of them
+    for step in range(steps - 1):
+        following = torch.empty(1, 3, LATENT * rows, LATENT * columns, dtype=torch.half, device=device)
+        for place, _, x, end in windows(step / steps, state):
+            following[:, :, *place] = euler(x, end, step / steps, (step + 1) / steps)
         state = following
+    refined = np.empty_like(pixels)
+    for place, decoded, _, end in windows((steps - 1) / steps, state):
+        room = refined[place]
+        blended = to_pixels(torch.lerp(decoded, end.clamp(0, 1), refinement.strength), channels, 8 * pixels.itemsize)
+        room[:] = blended[: room.shape[0], : room.shape[1]]
     return refined
 
 
