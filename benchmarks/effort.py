@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from nic.bench.measure import write_csv
 from nic.bench.results import Row
-from nic.codec import PictureEncoder, load_model
+from nic.encoder import PictureEncoder
+from nic.loaded import load_model
 from nic.models.training.data import read_photos
 from nic.pixels import Picture
 

@@ -24,6 +24,8 @@ from nic.bench.measure import write_csv
 from nic.bench.metrics import Meter
 from nic.bench.results import Row
 from nic.bitstream.container import unpack
+from nic.encoder import PictureEncoder
+from nic.loaded import load_model
 from nic.models.prior import UNIT
 from nic.models.recovery import nearest_fill, smooth_fill
 from nic.models.store import ExtremeModel
@@ -48,7 +50,7 @@ def main() -> None:
     if not paths:
         parser.error(f"no PNG files in {arguments.pictures}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    model = codec.load_model("extreme", "cpu")
+    model = load_model("extreme", "cpu")
     assert isinstance(model, ExtremeModel) and model.recovery
     fills: dict[str, Fill] = {"recovery": model.recovery.fill, "smooth": smooth, "nearest": nearest}
     meter = Meter(["lpips"], arguments.metric_weights)
@@ -65,7 +67,7 @@ def measure(model: ExtremeModel, path: Path, quality: float, fills: dict[str, Fi
     """LPIPS of one picture without loss and with each kind of loss and filling."""
     with Image.open(path) as image:
         original = image.convert("RGB")
-    data, latents = codec.PictureEncoder(Picture(np.asarray(original)), model).encode(round(quality * 2.52))
+    data, latents = PictureEncoder(Picture(np.asarray(original)), model).encode(round(quality * 2.52))
     header = unpack(data).header
     codewords = model.codewords[model.book(header.quality)] / UNIT
 

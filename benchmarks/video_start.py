@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from nic import video
-from nic.codec import load_model
 from nic.frames import CodedFrame, GroupMotion, encode_group
+from nic.loaded import load_model
 from nic.media import Source
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit, is_fast_in_bfloat16

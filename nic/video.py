@@ -17,10 +17,11 @@ import torch
 from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_origin, pack_start, salvage_clip
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS, MAX_GROUPS
-from nic.codec import LEVELS, level_at, load_model, psnr
 from nic.effort import check_options
+from nic.encoder import LEVELS, level_at, psnr
 from nic.errors import BadFile, BadOutput, NicError, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, read_group, to_frame
+from nic.loaded import load_model
 from nic.media import Source, part_of
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit

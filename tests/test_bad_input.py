@@ -16,7 +16,9 @@ from PIL import Image
 from nic import codec
 from nic.bitstream.container import NicFile, cell_grid, pack, unpack
 from nic.bitstream.header import Header, Kind, Mode
+from nic.encoder import encode_alpha
 from nic.errors import BadFile, NicError, UnknownModel
+from nic.loaded import load_model
 from nic.pixels import Picture
 
 MEMORY = 1536 * 2**20  # bytes
@@ -64,7 +66,7 @@ def test_swapped_cells_are_refused(photo: np.ndarray) -> None:
 
 def test_alpha_that_does_not_fit_is_refused(photo: np.ndarray, ramp: np.ndarray) -> None:
     file = unpack(codec.compress(Picture(photo, ramp), quality=20).data)
-    for alpha in (codec.encode_alpha(ramp[:10]), b"no PNG", (file.alpha or b"")[:99]):
+    for alpha in (encode_alpha(ramp[:10]), b"no PNG", (file.alpha or b"")[:99]):
         with pytest.raises(BadFile, match="alpha"):
             codec.decompress(pack(NicFile(file.header, file.cells, alpha=alpha)))
 
@@ -98,7 +100,7 @@ def run_nic(*arguments: str) -> tuple[subprocess.CompletedProcess[str], int]:
 
 def test_a_huge_claim_costs_no_memory(tmp_path: Path) -> None:
     """16384x16384 pixels in 3 kB, every checksum right: refused at the first cell, before anything is allocated."""
-    model = codec.load_model("fidelity", "cpu")
+    model = load_model("fidelity", "cpu")
     header = Header(Kind.IMAGE, Mode.FIDELITY, 16384, 16384, 3, 8, 126, model.id)
     rows, columns = cell_grid(header)
     source, target = tmp_path / "huge.nic", tmp_path / "huge.png"

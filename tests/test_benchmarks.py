@@ -17,10 +17,11 @@ for package in ("bjontegaard", "lpips", "matplotlib", "pytorch_msssim"):
     if find_spec(package) is None:  # importing lpips needs nic.bench.shim first
         pytest.skip("install the bench group: pip install -e '.[bench]'", allow_module_level=True)
 
-from nic import codec  # noqa: E402
 from nic.bench import curves, measure, suite  # noqa: E402
 from nic.bench.metrics import Meter  # noqa: E402
 from nic.bitstream.container import unpack  # noqa: E402
+from nic.encoder import PictureEncoder  # noqa: E402
+from nic.loaded import load_model  # noqa: E402
 from nic.models import store  # noqa: E402
 from nic.models.codec import class_sigma  # noqa: E402
 from nic.models.prior import UNIT  # noqa: E402
@@ -69,9 +70,9 @@ def test_a_folder_without_pictures(
 
 def test_quantizer_counts_the_bits_and_the_error_of_real_files() -> None:
     script = runpy.run_path(str(BENCHMARKS / "quantizer.py"))
-    model = codec.load_model("fidelity", "cpu")
+    model = load_model("fidelity", "cpu")
     photo = skimage.data.chelsea()[:256, :384]
-    encoder = codec.PictureEncoder(Picture(photo), model, effort=1)
+    encoder = PictureEncoder(Picture(photo), model, effort=1)
     for quality in (10, 45):
         row = script["measure"](model, model.prior, script["tables"](model.codebooks), [photo], quality, None)
         bits = 8 * len(unpack(encoder.encode(4 * quality)[0]).cells[0])

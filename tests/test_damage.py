@@ -26,6 +26,7 @@ from nic.bitstream.container import SIGNATURE, NicFile, chunks, pack, salvage, u
 from nic.bitstream.fields import pack_varint
 from nic.cli.main import cli
 from nic.errors import BadFile, NicError, UsageError
+from nic.loaded import load_model
 from nic.media import ClipWriter, Source
 from nic.models.store import Model
 from nic.pixels import Picture
@@ -74,7 +75,7 @@ def test_intact_cells_are_exact_and_the_lost_one_is_plausible(
     assert result.concealed == 1 and not result.truncated
     assert "CRC" in result.problems[0]
     top, left = CELL * (cell // 3), CELL * (cell % 3)
-    margin = 16 * halo(codec.load_model("fidelity", "cpu"))  # of pixels that depend on latents of the lost cell
+    margin = 16 * halo(load_model("fidelity", "cpu"))  # of pixels that depend on latents of the lost cell
     changed = (result.picture.pixels != whole).any(axis=2)
     changed[max(0, top - margin) : top + CELL + margin, max(0, left - margin) : left + CELL + margin] = False
     assert not changed.any()
@@ -269,7 +270,7 @@ def test_crop_is_a_part_of_the_whole(crop: tuple[int, int, int, int], file: byte
 
 def test_crop_reads_only_the_cells_that_it_needs(file: bytes) -> None:
     """Symbols of other cells may be wrong in a way that only decoding them would tell."""
-    model = codec.load_model("fidelity", "cpu")
+    model = load_model("fidelity", "cpu")
     file = codec.unpack(file)
     cells = {index: b"" if index == 5 else cell for index, cell in enumerate(file.cells)}
     codec.decode_latents(file.header, cells, model, codec.needed(model, file.header, (0, 0, 900, 900)))

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from nic import codec
 from nic.bitstream.container import NicFile, unpack
+from nic.encoder import PictureEncoder
+from nic.loaded import load_model
 from nic.models.prior import (
     EXACT_MAX,
     PRECISION,
@@ -32,14 +34,14 @@ QUALITIES = (5, 35, 65, 100)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return codec.load_model("fidelity", "cpu")
+    return load_model("fidelity", "cpu")
 
 
 @pytest.fixture(scope="module", params=["chelsea", "rocket"])
 def encoded(request: pytest.FixtureRequest, model: Model) -> list[tuple[NicFile, Tensor]]:
     """A photograph at four qualities, with the latents that the encoder saw."""
     picture = Picture(getattr(skimage.data, request.param)()[:300, :400])
-    encoder = codec.PictureEncoder(picture, model)
+    encoder = PictureEncoder(picture, model)
     files = [encoder.encode(round(quality * 2.52)) for quality in QUALITIES]
     return [(unpack(data), latents) for data, latents in files]
 
@@ -191,7 +193,7 @@ def test_nothing_between_layers_has_a_fraction(model: Model) -> None:
                 lambda _conv, _inputs, output: seen.append(bool((output == output.round()).all()))
             )
     picture = Picture(np.asarray(skimage.data.coffee())[:128, :192])
-    codec.PictureEncoder(picture, with_prior(model, lambda _: prior)).encode(126)
+    PictureEncoder(picture, with_prior(model, lambda _: prior)).encode(126)
     assert len(seen) > 10 and all(seen)
 
 

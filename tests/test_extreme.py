@@ -14,8 +14,10 @@ from nic import codec
 from nic.bitstream.container import NicFile, pack, unpack
 from nic.bitstream.header import Mode
 from nic.cli.main import cli
+from nic.encoder import PictureEncoder
 from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import leaf_costs
+from nic.loaded import load_model
 from nic.models.bases import BASES, visit
 from nic.models.indices import STEPS, path_of, step_positions
 from nic.models.prior import EXACT_MAX, UNIT, IntegerConv
@@ -25,7 +27,7 @@ from nic.pixels import Picture
 
 @pytest.fixture(scope="module")
 def model() -> ExtremeModel:
-    model = codec.load_model("extreme", "cpu")
+    model = load_model("extreme", "cpu")
     assert isinstance(model, ExtremeModel)
     return model
 
@@ -77,7 +79,7 @@ def test_paths_and_costs_agree() -> None:
 
 @pytest.mark.parametrize("mask_rate", [0, 0.5, 1])
 def test_additions_are_decoded_as_they_were_coded(mask_rate: float, model: ExtremeModel, pixels: np.ndarray) -> None:
-    encoder = codec.PictureEncoder(Picture(pixels), model, mask_rate=mask_rate)
+    encoder = PictureEncoder(Picture(pixels), model, mask_rate=mask_rate)
     data, latents = encoder.encode(252)
     assert torch.equal(decode(data, model), latents)
     codewords = model.codewords[-1] / UNIT
@@ -108,7 +110,7 @@ def test_symbols_of_bases_are_visited_once_and_know_what_came_before() -> None:
 def test_indices_do_not_depend_on_how_the_prior_runs(
     setting: str, level: int, model: ExtremeModel, pixels: np.ndarray
 ) -> None:
-    encoder = codec.PictureEncoder(Picture(pixels), model)
+    encoder = PictureEncoder(Picture(pixels), model)
     data, latents = encoder.encode(level)
     if setting == "float64":
         words = tuple(book.double() for book in model.codewords)
@@ -130,7 +132,7 @@ def test_indices_do_not_depend_on_how_the_prior_runs(
 
 
 def test_the_check_would_notice(model: ExtremeModel, pixels: np.ndarray) -> None:
-    data, latents = codec.PictureEncoder(Picture(pixels), model).encode(200)
+    data, latents = PictureEncoder(Picture(pixels), model).encode(200)
     prior = copy.deepcopy(model.prior)
     prior.node.bias[0] += 4 * 2 ** float(prior.node.shift[0]) * 8  # four classes at the root
     try:

@@ -13,6 +13,7 @@ import skimage.data
 
 from nic import codec
 from nic.bitstream.container import unpack
+from nic.loaded import load_model
 from nic.models.prior import UNIT
 from nic.pixels import Picture
 
@@ -36,7 +37,7 @@ def source(name: str) -> np.ndarray:
 
 def latents_digest(data: bytes) -> str:
     file = unpack(data)
-    model = codec.load_model(file.header.model_id, "cpu")
+    model = load_model(file.header.model_id, "cpu")
     latents, _ = codec.decode_latents(file.header, dict(enumerate(file.cells)), model)
     return hashlib.sha256((latents * UNIT).numpy().astype("<i4").tobytes()).hexdigest()
 
@@ -60,7 +61,7 @@ def test_the_models_have_golden_files() -> None:
 
 
 def file_name(case: str) -> str:
-    return f"{case}~{codec.load_model(CASES[case][3], 'cpu').id.hex()}"
+    return f"{case}~{load_model(CASES[case][3], 'cpu').id.hex()}"
 
 
 def bless() -> None:

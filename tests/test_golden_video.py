@@ -16,8 +16,8 @@ import skimage.data
 import torch
 
 from nic import video
-from nic.codec import load_model
 from nic.frames import level_of, read_frames
+from nic.loaded import load_model
 from nic.media import Source
 from nic.models import store
 from nic.models.order import coding_order

@@ -17,6 +17,7 @@ import nic
 from nic import codec, video, windows
 from nic.cli.main import cli
 from nic.errors import UnknownModel, UsageError
+from nic.loaded import load_model
 from nic.media import ClipWriter
 from nic.models import store
 from nic.models.refiner import euler
@@ -52,7 +53,7 @@ def refined(file: bytes, *settings: Any) -> np.ndarray:
 
 def test_windows_give_what_the_whole_picture_does(monkeypatch: pytest.MonkeyPatch) -> None:
     photo = np.asarray(Image.fromarray(skimage.data.astronaut()).resize((1536, 1024)))
-    model = codec.load_model("fidelity", "cpu")
+    model = load_model("fidelity", "cpu")
     in_windows = refine(photo, model, 30, Refinement(2, 1.0))
     assert len(windows.cell_slices(64, 96)) == 2
     monkeypatch.setattr(windows, "CELL", 96)
@@ -114,7 +115,7 @@ def test_consistent_pictures_of_the_extreme_mode_are_coded_alike(original: np.nd
 
     def agreeing(pixels: np.ndarray) -> float:
         again = codec.compress(Picture(pixels), quality=50, mode="extreme").data
-        model = codec.load_model("extreme", "cpu")
+        model = load_model("extreme", "cpu")
         latents = [
             codec.decode_latents(parsed.header, dict(enumerate(parsed.cells)), model)[0]
             for parsed in map(codec.unpack, (file, again))

@@ -6,10 +6,12 @@ import skimage.data
 import torch
 
 import nic
-from nic import cells, codec, windows
+from nic import cells, codec, encoder, windows
 from nic.bitstream.container import unpack
 from nic.bitstream.entropy import Encoder, ideal_bits
+from nic.encoder import PictureEncoder, first_level
 from nic.errors import BadInput, UsageError
+from nic.loaded import load_model
 from nic.models.transforms import lambda_of
 from nic.pixels import Picture
 from nic.progress import watched
@@ -30,7 +32,7 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
 def test_a_picture_beyond_the_limits_is_refused_before_it_is_coded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are checked when they are opened; arrays and Pillow images come here as they are."""
     coded: list[object] = []
-    monkeypatch.setattr(codec, "code_fidelity", lambda *arguments: coded.append(arguments))
+    monkeypatch.setattr(encoder, "code_fidelity", lambda *arguments: coded.append(arguments))
     with pytest.raises(BadInput, match="65535"):
         nic.encode(np.zeros((1, 70_000), np.uint8))
     monkeypatch.setenv("NIC_MAX_PIXELS", "63")
@@ -59,7 +61,7 @@ def test_cells_decode_apart(photo: np.ndarray) -> None:
 
 def test_windows_give_what_the_whole_gives() -> None:
     """Analysis, synthesis and its gradient, computed cell by cell, are those of the whole picture."""
-    model = codec.load_model("fidelity", "cpu")
+    model = load_model("fidelity", "cpu")
     pixels = np.tile(skimage.data.chelsea()[:180], (1, 3, 1))[:, :1270]
     quality = torch.tensor([30.0])
     everything = slice(0, 12), slice(0, 80)
@@ -100,9 +102,9 @@ def test_effort_lowers_the_rate_distortion_cost() -> None:
     pixels = skimage.data.chelsea()[100:228, 100:292]
     costs = []
     for effort in (1, 4, 7):
-        encoder = codec.PictureEncoder(Picture(pixels), codec.load_model("fidelity", "cpu"), effort)
-        bits, mse = 8 * encoder.size_at(126), 255**2 * 10 ** (-encoder.psnr_at(126) / 10)
-        trade_off = float(lambda_of(torch.tensor([126 / 4]), encoder.model.config))
+        coder = PictureEncoder(Picture(pixels), load_model("fidelity", "cpu"), effort)
+        bits, mse = 8 * coder.size_at(126), 255**2 * 10 ** (-coder.psnr_at(126) / 10)
+        trade_off = float(lambda_of(torch.tensor([126 / 4]), coder.model.config))
         costs.append(bits + trade_off * mse * pixels[..., 0].size)
     assert costs[0] > costs[1] >= costs[2]
 
@@ -178,36 +180,36 @@ def test_progress_is_what_was_expected(options: dict[str, float]) -> None:
 @pytest.mark.parametrize("guess", [None, 0, 99, 100, 101, 110, 252])
 def test_bisection_from_a_guess_finds_the_same(reached_from: int, guess: int | None) -> None:
     tried = []
-    found = codec.first_level(lambda level: bool(tried.append(level)) or level >= reached_from, guess)
+    found = first_level(lambda level: bool(tried.append(level)) or level >= reached_from, guess)
     assert found == reached_from and len(tried) == len(set(tried)) and set(tried) <= set(range(253))
     assert guess is None or abs(guess - found) > 1 or len(tried) <= 4
 
 
 @pytest.mark.parametrize("target", [{"size": 900}, {"bpp": 0.3}, {"psnr": 31.0}])
 def test_a_search_at_high_effort_finds_what_bisection_does(photo: np.ndarray, target: dict[str, float]) -> None:
-    picture, model = Picture(photo), codec.load_model("fidelity", "cpu")
+    picture, model = Picture(photo), load_model("fidelity", "cpu")
     found = codec.compress(picture, effort=2, mode="fidelity", **target)
-    encoder, level = codec.PictureEncoder(picture, model, effort=2), round(found.quality / 100 * 252)
+    coder, level = PictureEncoder(picture, model, effort=2), round(found.quality / 100 * 252)
     if "psnr" in target:
-        assert encoder.psnr_at(level - 1) < target["psnr"] <= encoder.psnr_at(level)
+        assert coder.psnr_at(level - 1) < target["psnr"] <= coder.psnr_at(level)
     elif "size" in target:
-        assert encoder.size_at(level) <= target["size"] < encoder.size_at(level + 1)
+        assert coder.size_at(level) <= target["size"] < coder.size_at(level + 1)
     else:
         wanted = target["bpp"] * photo.shape[0] * photo.shape[1] / 8
-        near = [abs(encoder.size_at(level + step) - wanted) for step in (0, -1, 1)]
+        near = [abs(coder.size_at(level + step) - wanted) for step in (0, -1, 1)]
         assert near[0] == min(near)
-    assert found.data == encoder.file(level)
+    assert found.data == coder.file(level)
 
 
 def test_a_search_codes_no_level_twice_and_keeps_no_latents(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     levels = []
-    analyze = codec.analyze
-    monkeypatch.setattr(codec, "analyze", lambda *args: (levels.append(float(args[2])), analyze(*args))[1])
-    encoder = codec.PictureEncoder(Picture(photo), codec.load_model("fidelity", "cpu"), effort=1)
-    best, _ = encoder.search_psnr(29)
-    encoder.file(best)
+    analyze = encoder.analyze
+    monkeypatch.setattr(encoder, "analyze", lambda *args: (levels.append(float(args[2])), analyze(*args))[1])
+    coder = PictureEncoder(Picture(photo), load_model("fidelity", "cpu"), effort=1)
+    best, _ = coder.search_psnr(29)
+    coder.file(best)
     assert len(levels) == len(set(levels)) > 5
-    best, _ = encoder.search_size(700, nearest=True)
-    encoder.file(best)
+    best, _ = coder.search_size(700, nearest=True)
+    coder.file(best)
     assert len(levels) == len(set(levels))
-    assert all(isinstance(kept, bytes) for kept in encoder.files.values())
+    assert all(isinstance(kept, bytes) for kept in coder.files.values())

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from nic import codec
+from nic.encoder import PictureEncoder
+from nic.loaded import load_model
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
 from nic.models.config import CONFIGS, ImageConfig, TrainConfig, read_toml
@@ -104,10 +106,9 @@ def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest
     monkeypatch.setattr(store, "WEIGHTS", weights.parent)
     model = store.load("test")
     picture = Picture(skimage.data.coffee()[:200, :300])
-    encoder = codec.PictureEncoder(picture, model)
+    encoder = PictureEncoder(picture, model)
     data_at = [encoder.encode(level)[0] for level in (0, 252)]
     assert len(data_at[0]) < len(data_at[1])
-    monkeypatch.setattr(codec, "load_model", lambda wanted, device: store.load(wanted, "cpu"))
     decoded = codec.decompress(data_at[1]).pixels
     assert np.mean((decoded.astype(float) - picture.pixels) ** 2) < 2000
 
@@ -119,7 +120,7 @@ def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageC
     residual, classes = 4 * torch.randn(1, 32, 8, 8), torch.full((1, 8, 8, 8), 30.0)
     groups = step_mask(0, 8, 8, 8)
     assert torch.equal(model.quantize_residuals(residual, classes, groups), residual.round())
-    model.codebooks = codec.load_model("fidelity", "cpu").codebooks
+    model.codebooks = load_model("fidelity", "cpu").codebooks
     hard = model.quantize_residuals(residual, classes, groups)
     selected = groups.repeat_interleave(4, 0)
     assert (hard[0][~selected] == 0).all()

@@ -25,9 +25,9 @@ from nic.bitstream.container import chunks, pack_chunk
 from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cli.main import cli
-from nic.codec import load_model
 from nic.errors import BadFile, BadInput, UsageError
 from nic.frames import get_motion, put_motion, tables_of
+from nic.loaded import load_model
 from nic.media import ClipWriter, Source, looks_like_video
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit

@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 import nic
-from nic import codec, video
+from nic import video
 from nic.bench.codecs import SCALE, ffmpeg_program
 from nic.bench.measure import read_rows, write_csv
 from nic.bench.metrics import Meter, missing
 from nic.bench.results import Row
 from nic.bench.suite import machine
+from nic.encoder import psnr
 from nic.errors import BadInput, BadOutput, NicError
 from nic.media import Source
 from nic.models import store
@@ -176,7 +177,7 @@ def measure(meter: Meter, originals: list[np.ndarray], decoded: list[np.ndarray]
     chosen = {round(i) for i in np.linspace(0, len(originals) - 1, FRAMES_MEASURED)}
     rows = [meter.measure(Image.fromarray(originals[i]), Image.fromarray(decoded[i])) for i in sorted(chosen)]
     values = {name: float(np.mean([row[name] for row in rows])) for name in meter.names}
-    values["psnr"] = float(np.mean([codec.psnr(a, b) for a, b in zip(originals, decoded, strict=True)]))
+    values["psnr"] = float(np.mean([psnr(a, b) for a, b in zip(originals, decoded, strict=True)]))
     return dict.fromkeys(METRIC_NAMES) | {name: round(value, 5) for name, value in values.items()}
 
 
@@ -186,7 +187,7 @@ def table(points: Sequence[Row]) -> str:
     lines = ["| video | codec | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
     for name, label in dict.fromkeys((row["video"], row["label"]) for row in points):
         rows = sorted((row["bpp"], row["psnr"]) for row in points if (row["video"], row["label"]) == (name, label))
-        rates, values = [math.log(bpp) for bpp, _ in rows], [psnr for _, psnr in rows]
+        rates, values = [math.log(bpp) for bpp, _ in rows], [decibels for _, decibels in rows]
         cells = [
             f"{np.interp(math.log(rate), rates, values):.2f}" if rates[0] <= math.log(rate) <= rates[-1] else "–"
             for rate in RATES
