@@ -1,6 +1,7 @@
 """A .nic file that holds a video: groups of frames instead of cells (FORMAT.md §14)."""
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 
 from nic.bitstream.container import SIGNATURE, Contents, collect, noted, pack_chunk, read_head, scan
 from nic.bitstream.fields import Field, Reader, pack_fields, pack_varint, unpack_fields
@@ -83,6 +84,14 @@ class ClipFile:
     truncated: bool  # no intact DONE was reached
     audio: bytes | None = None
     weights: bytes | None = None
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames a second, on average up to the last one that is intact; None where that takes two frames."""
+        last = max(self.groups, default=0)
+        end = self.groups[last].ticks[-1] if self.groups else 0
+        count = last * self.clip.group + self.clip.length(last) - 1
+        return Fraction(count * self.clip.tick_den, end * self.clip.tick_num) if end else None
 
     @property
     def network_lost(self) -> bool:

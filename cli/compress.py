@@ -3,14 +3,16 @@
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nic.cli.files import check_target, plan, read, unwritable, write
+from nic.cli.files import check_target, plan, read, write
 from nic.cli.jobs import Done, for_each, hides_bars, picture_bar, report
 from nic.cli.options import (
     Real,
@@ -23,6 +25,9 @@ from nic.cli.options import (
     resume_option,
 )
 from nic.errors import BadInput, UsageError
+
+if TYPE_CHECKING:
+    from nic.video import Progress
 
 __all__ = ["compress"]
 
@@ -223,8 +228,6 @@ def _is_video(source: str) -> bool:
 
 
 def _compress_video(source: str, target: str, options: Options) -> Done:
-    from tqdm import tqdm
-
     from nic import video
     from nic.media import Source, part_of
 
@@ -235,16 +238,8 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
     if options.mode == "extreme" or options.mask_rate:
         raise UsageError("--mode extreme and --mask-rate are for pictures")
     clip = Source.open(source, *options.frames)
-    bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    bar = tqdm(total=100, unit="%", disable=hides_bars(options.quiet), bar_format=bar_format)
-
-    def show(progress: video.Progress) -> None:
-        bar.n = round(100 * progress.done, 1)
-        bar.set_postfix_str(f"{progress.size / 1000:.1f} kB, {progress.psnr:.2f} dB")
-
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
-        with bar:
+        with _progress_of_video(options.quiet) as show:
             done = video.compress(
                 clip,
                 target,
@@ -260,8 +255,6 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
             how = "with --resume instead of --force" if options.force else "with --resume"
             report(f"nic: {source}: interrupted; the same command {how} goes on")
         raise
-    except OSError as error:
-        raise unwritable(target, error) from error
     count, pixels = len(clip.ticks), clip.width * clip.height * len(clip.ticks)
     lines = [f"nic: {source}: {note}" for note in done.notes]
     if not options.quiet:
@@ -269,3 +262,18 @@ def _compress_video(source: str, target: str, options: Options) -> Done:
         coded = "" if math.isnan(done.psnr) else f"  {done.psnr:.2f} dB"  # all of it was there already
         lines.append(f"{source} -> {target}  {shape}  {8 * done.size / pixels:.4f} bpp{coded}")
     return Done(tuple(lines), pixels)
+
+
+@contextmanager
+def _progress_of_video(quiet: bool) -> "Iterator[Callable[[Progress], None]]":
+    """A bar with time left, size and PSNR so far, and what moves it."""
+    from tqdm import tqdm
+
+    bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=100, unit="%", disable=hides_bars(quiet), bar_format=bar_format) as bar:
+
+        def show(progress: "Progress") -> None:
+            bar.n = round(100 * progress.done, 1)
+            bar.set_postfix_str(f"{progress.size / 1000:.1f} kB, {progress.psnr:.2f} dB")
+
+        yield show

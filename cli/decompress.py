@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nic.cli.files import check_target, plan, read, replacing, stdin_blocks, write
+from nic.cli.files import check_target, plan, read, stdin_blocks, write
 from nic.cli.jobs import Done, for_each, hides_bars, picture_bar
 from nic.cli.options import Real, check_options, device_option, jobs_option, ray_option, resume_option
 from nic.errors import BadFile, Concealed, UsageError
+from nic.output import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -281,9 +282,7 @@ def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, q
 
     clip, header = file.clip, file.header
     tick, aspect = Fraction(clip.tick_num, clip.tick_den), Fraction(clip.aspect_num, clip.aspect_den)
-    last = max(file.groups, default=0)
-    end = file.groups[last].ticks[-1] if file.groups else 0
-    rate = ((last * clip.group + clip.length(last) - 1) / (end * tick)).limit_denominator(1001) if end else None
+    rate = file.rate and file.rate.limit_denominator(1001)
     count = 0
     with (
         replacing(target) as part,

@@ -1,20 +1,18 @@
 """Files of the command line: `-` for stdin and stdout, output names, writing all or nothing."""
 
 import os
-import secrets
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
 from nic.cli.jobs import report
 from nic.errors import BadInput, BadOutput, UsageError
+from nic.output import replacing, unwritable
 
-__all__ = ["check_target", "expand", "nic_files", "plan", "read", "replacing", "stdin_blocks", "unwritable", "write"]
+__all__ = ["check_target", "expand", "nic_files", "plan", "read", "stdin_blocks", "write"]
 
 
 def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collection[str]) -> dict[str, str]:
@@ -141,33 +139,3 @@ def write(target: str, data: bytes) -> None:
         return
     with replacing(target) as part:
         part.write_bytes(data)
-
-
-@contextmanager
-def replacing(target: str) -> Iterator[Path]:
-    """A new file to write, which takes the target's name at the end if nothing is raised; devices as they are.
-
-    Makes the folders that it needs. Raises BadOutput where it cannot be written.
-    """
-    path = Path(os.path.realpath(target))
-    try:
-        if os.path.exists(target) and not os.path.isfile(target):
-            yield Path(target)  # not `path`: where /dev/stdout leads, there is no name
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".nic-{secrets.token_hex(8)}.part")
-        try:
-            yield part
-            if path.exists():
-                shutil.copymode(path, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(target, error) from error
-
-
-def unwritable(target: str, error: OSError) -> BadOutput:
-    """What to raise where writing, or making the folders for it, has raised an OSError."""
-    reason = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
-    return BadOutput(f"{target} cannot be written: {reason}")

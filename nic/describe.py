@@ -34,15 +34,13 @@ def describe_video(data: bytes) -> dict[str, Any]:
             parts[coded.layer.value] += len(words)
     parts |= {"network": len(file.weights or b""), "audio": len(file.audio or b"")}
     parts["rest"] = len(data) - sum(parts.values())
-    last = max(file.groups, default=0)
-    seconds = file.groups[last].ticks[-1] * clip.tick_num / clip.tick_den if file.groups else 0
     return {
         "format": format_version(data),
         "kind": header.kind.name.lower(),
         "width": header.width,
         "height": header.height,
         "frames": clip.frames,
-        "frames_per_second": round((last * clip.group + clip.length(last) - 1) / seconds, 3) if seconds else None,
+        "frames_per_second": file.rate and round(float(file.rate), 3),
         "pixel_aspect": f"{clip.aspect_num}:{clip.aspect_den}",
         "group": clip.group,
         "quality": round(clip.leaf / 2.52, 1),

@@ -1,8 +1,8 @@
 """Videos in other formats: the only place that reads and writes their containers (PyAV, that is ffmpeg).
 
-Frames are 8-bit RGB, upright and whole: a rotation in the container is applied, as the EXIF orientation is to pictures,
-and interlaced frames are deinterlaced, one frame from each. Audio is copied, never decoded; a .nic file keeps it as a
-Matroska file of its own.
+Frames are 8-bit RGB, upright and whole: how the container says that they are turned and mirrored is applied, as the
+EXIF orientation is to pictures, and interlaced frames are deinterlaced, one frame from each. Audio is copied, never
+decoded; a .nic file keeps it as a Matroska file of its own.
 """
 
 import hashlib
@@ -20,9 +20,10 @@ from typing import Any, cast
 import av
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from nic.bitstream.limits import MAX_CHUNK_LENGTH, MAX_FRAMES, max_pixels
-from nic.errors import BadInput, BadOutput, NicError, UsageError
+from nic.errors import BadFile, BadInput, BadOutput, NicError, UsageError
 
 __all__ = ["SUFFIXES", "WRITABLE", "ClipWriter", "Source", "looks_like_video"]
 
@@ -40,7 +41,10 @@ TICKS = 2**31  # longer videos get coarser timestamps; the format allows twice a
 HDR, BT2020 = (16, 18), 9  # transfer functions PQ and HLG, and primaries, as ITU-T H.273 numbers them
 FAILURES = (OSError, ValueError, OverflowError, av.FFmpegError)  # what PyAV raises
 CHANNELS = {1: "mono", 2: "stereo"}
-BT601 = 5  # AVCOL_SPC_BT470BG: the matrix that swscale uses where a frame names none
+UNNAMED, BT601, BT709 = 2, 5, 1  # matrices, as H.273 numbers them; swscale takes BT.601 where a frame names none
+SD = (1024, 576)  # width and height up to which BT.601 is meant where a frame names no matrix, else BT.709
+BEST = 0x4 | 0x2000 | 0x40000  # swscale's bicubic, full_chroma_int and accurate_rnd: else it repeats chroma samples
+EARLY = Fraction(1, 10)  # seconds of audio before the first frame that are worth a word
 PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"jxl ", b"jp2 ")
 
 
@@ -74,7 +78,8 @@ def writing(suffix: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise BadOutput(f"a {suffix} of this video cannot be written ({reason(error)}): try .mkv") from error
+        advice = "" if suffix == ".mkv" else ": try .mkv"
+        raise BadOutput(f"a {suffix} of this video cannot be written ({reason(error)}){advice}") from error
 
 
 def reason(error: Exception) -> str:
@@ -91,8 +96,9 @@ def opened(path: str) -> Any:
 class Seen:
     """What decoding a file once shows; ``size`` and ``aspect`` are those of upright frames."""
 
-    stamps: list[int]  # of the frames, in units of ``tick``
+    stamps: list[int]  # of the frames, in units of ``tick``, from 0
     tick: Fraction
+    begin: Fraction  # seconds of the first one in the file
     size: tuple[int, int]  # width, height
     aspect: Fraction
     interlaced: bool
@@ -106,29 +112,32 @@ def look_through(path: str, first: int, last: int | None) -> Seen:
     with reading(), opened(path) as container:
         stream = video_stream(container)
         tick, aspect = stream.time_base or Fraction(1, 1000), stream.sample_aspect_ratio or Fraction(1)
-        for frame in container.decode(stream):
+        for frame in decoded(container, stream):
             stamps.append(frame.pts)
             if last is not None and len(stamps) > last:
                 break
             if len(stamps) > first + MAX_FRAMES:
                 raise BadInput(f"more than {MAX_FRAMES} frames: take a part with --frames")
-            turned = frame.rotation % 180 == 90
+            turned = orientation(frame)[1] % 2 == 1
             shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
             if len(stamps) == 1:
-                size, notes = shape, lost_of(frame)
+                size, notes = shape, [*lost_of(frame), *lost_tracks(container, frame)]
                 aspect = 1 / aspect if turned and aspect else aspect
             if shape != size:
                 raise BadInput(f"frame {len(stamps) - 1} is {shape[0]}x{shape[1]}, the first {size[0]}x{size[1]}")
             interlaced = interlaced or frame.interlaced_frame
-        rate = stream.average_rate
+        rate = stream.average_rate or Fraction(25)
     if not stamps:
         raise BadInput("the video has no frame that can be decoded")
     if interlaced:
         notes.append("interlaced frames are deinterlaced, one frame from each")
     known = [stamp for stamp in stamps if stamp is not None]
-    if len(known) < len(stamps):
-        tick, known = 1 / (rate or Fraction(25)), list(range(len(stamps)))
-    return Seen(known, tick, size, aspect, interlaced, notes)
+    begin = (known[0] if known else 0) * tick
+    if len(known) < len(stamps) or known != sorted(known):
+        if known:
+            notes.append(f"its timestamps have gaps or go back: {float(rate):.5g} frames a second are assumed")
+        return Seen(list(range(len(stamps))), 1 / rate, begin, size, aspect, interlaced, notes)
+    return Seen([stamp - known[0] for stamp in known], tick, begin, size, aspect, interlaced, notes)
 
 
 def lost_of(frame: Any) -> list[str]:
@@ -140,6 +149,20 @@ def lost_of(frame: Any) -> list[str]:
         notes.append("the alpha channel is dropped")
     if getattr(frame, "color_trc", None) in HDR or getattr(frame, "color_primaries", None) == BT2020:
         notes.append("HDR or wide-gamut colours are kept as numbers, but no longer said to be such")
+    return notes
+
+
+def lost_tracks(container: Any, frame: Any) -> list[str]:
+    """What of a file is not kept besides its pictures, one line each; ``frame``: its first."""
+    notes, sounds = [], container.streams.audio
+    if len(sounds) > 1:
+        notes.append(f"only the first of {len(sounds)} audio tracks is kept")
+    if container.streams.subtitles:
+        notes.append("subtitles are dropped")
+    if sounds and sounds[0].start_time is not None and frame.pts is not None:
+        early = frame.pts * frame.time_base - sounds[0].start_time * sounds[0].time_base
+        if early > EARLY:
+            notes.append(f"{float(early):.2g} s of audio before the first frame are dropped")
     return notes
 
 
@@ -180,7 +203,7 @@ class Source:
         if first >= len(seen.stamps):
             raise UsageError(f"{named} names no frame of {len(seen.stamps)}")
         chosen, tick, aspect = seen.stamps[first:last], seen.tick, seen.aspect
-        begin, coarser = chosen[0] * tick, 1 + (max(chosen) - chosen[0]) // TICKS
+        begin, coarser = seen.begin + chosen[0] * tick, 1 + (chosen[-1] - chosen[0]) // TICKS
         ticks, tick = [0], tick * coarser
         for stamp in chosen[1:]:
             ticks.append(max(ticks[-1] + 1, (stamp - chosen[0]) // coarser))
@@ -191,8 +214,9 @@ class Source:
 
     @property
     def identity(self) -> bytes:
-        """8 bytes that tell these frames of the file, as it is now, from others."""
-        status = os.stat(self.path)
+        """8 bytes that tell these frames of the file, as it is now, from others. Raises BadInput."""
+        with reading():
+            status = os.stat(self.path)
         told = f"{status.st_size} {status.st_mtime_ns} {self.first} {self.tick} {self.ticks}"
         return hashlib.sha256(told.encode()).digest()[:8]
 
@@ -201,7 +225,7 @@ class Source:
         count, end = 0, self.first + len(self.ticks)
         with reading(), opened(self.path) as container:
             stream = video_stream(container)
-            frames = container.decode(stream)
+            frames = decoded(container, stream)
             for count, frame in enumerate(deinterlaced(frames, stream) if self.interlaced else frames, 1):
                 if count > self.first + start:
                     yield upright(frame)
@@ -220,7 +244,7 @@ class Source:
                 return None
             try:
                 with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as copy:
-                    for packet in audio_packets(container, copy, self.begin, self.end):
+                    for packet in audio_packets(container, container.streams.audio[0], copy, self.begin, self.end):
                         copy.mux(packet)
                         count += 1
                         if buffer.tell() > MAX_CHUNK_LENGTH:
@@ -238,12 +262,21 @@ def video_stream(container: Any) -> Any:
     """The first video track that is no cover picture, to be decoded with several threads and within the limits."""
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition):
+            if stream.codec_context is None:
+                raise BadInput("its video codec is unknown to ffmpeg")
             if stream.width * stream.height > (limit := max_pixels()):
                 raise BadInput(f"{stream.width}x{stream.height} pixels are more than {limit}, the limit here")
             stream.codec_context.options = {"max_pixels": str(limit)}  # whatever the container says
             stream.thread_type = "AUTO"
             return stream
     raise BadInput("holds no video")
+
+
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a stream; a packet of no bytes, by which Theora repeats a frame, lets that one last longer."""
+    for packet in container.demux(stream):
+        if packet.size or packet.dts is None:  # the end is marked by one without a time, too
+            yield from packet.decode()
 
 
 def deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
@@ -257,15 +290,29 @@ def deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
                 yield graph.pull()
 
 
+def orientation(frame: Any) -> tuple[bool, int]:
+    """Whether a frame is to be mirrored, left to right, and by how many quarters it is to be turned left after that."""
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return False, 0
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    mirrored = a * d < b * c
+    turn = math.atan2(-b, a) if not mirrored else math.atan2(b, -a)
+    return mirrored, round(turn / (math.pi / 2)) % 4
+
+
 def upright(frame: Any) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    turned: np.ndarray = np.rot90(pixels, round(frame.rotation / 90))
-    return np.ascontiguousarray(turned)
+    """The pixels [H, W, 3] uint8 of a frame as it is to be seen."""
+    large = frame.width > SD[0] or frame.height > SD[1]
+    if frame.colorspace == UNNAMED and large and not frame.format.is_rgb:
+        frame.colorspace = BT709
+    pixels = frame.to_ndarray(format="rgb24", interpolation=BEST)
+    mirrored, turns = orientation(frame)
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, turns))
 
 
-def audio_packets(container: Any, copy: Any, begin: Fraction, end: Fraction | None) -> Iterator[Any]:
-    """The packets of the first audio track from ``begin`` to ``end`` (seconds), for a new track of ``copy``."""
-    source = container.streams.audio[0]
+def audio_packets(container: Any, source: Any, copy: Any, begin: Fraction, end: Fraction | None) -> Iterator[Any]:
+    """The packets of an audio track from ``begin`` to ``end`` (seconds), for a new track of ``copy``."""
     target = copy.add_stream_from_template(source)
     if source.codec_context.channels in CHANNELS:  # of a layout that only has a number, MP4 knows nothing
         target.codec_context.layout = CHANNELS[source.codec_context.channels]
@@ -311,6 +358,12 @@ class ClipWriter:
             self.stream.pix_fmt = self.pixels
             self.stream.codec_context.time_base = tick
             self.stream.codec_context.sample_aspect_ratio = aspect
+            self.shaping = av.filter.Graph()  # FFV1 takes the aspect from frames, and Matroska gets it nowhere else
+            entry = self.shaping.add_buffer(
+                width=width, height=height, format=av.VideoFormat(self.pixels), time_base=tick
+            )
+            shape = self.shaping.add("setsar", f"r={aspect}:max={2**16}")
+            self.shaping.link_nodes(entry, shape, self.shaping.add("buffersink")).configure()
             if self.pixels != "bgr0":
                 self.stream.codec_context.colorspace = BT601
 
@@ -318,14 +371,21 @@ class ClipWriter:
         return self
 
     def add_audio(self, matroska: bytes) -> None:
-        """Copies the track of ``Source.audio``, before any frame. Raises UsageError if the container cannot hold it."""
+        """Copies the track of ``Source.audio``, before any frame.
+
+        Raises BadFile if it is none, and UsageError if the container cannot hold it.
+        """
         try:
             # of any other format, it could name files and addresses to be read
             track = av.open(io.BytesIO(matroska), format="matroska", options={"protocol_whitelist": ""})
-            self.sound = audio_packets(track, self.container, Fraction(0), None)
+            sound = track.streams.audio[0]
+        except (*FAILURES, IndexError) as error:
+            raise BadFile(f"its audio track cannot be read ({reason(error)})") from error
+        try:
+            self.sound = audio_packets(track, sound, self.container, Fraction(0), None)
             self.packet = next(self.sound, None)
             self.container.start_encoding()
-        except (*FAILURES, IndexError) as error:
+        except FAILURES as error:
             raise UsageError(f"the audio does not fit this container ({reason(error)}): write .mkv") from error
 
     def add(self, pixels: np.ndarray, tick: int) -> None:
@@ -334,7 +394,8 @@ class ClipWriter:
             self.copy_audio(tick * self.tick)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=self.pixels)
             frame.pts, frame.time_base = tick, self.tick
-            self.container.mux(self.stream.encode(frame))
+            self.shaping.push(frame)
+            self.container.mux(self.stream.encode(self.shaping.pull()))
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:

@@ -1,15 +1,19 @@
 """Videos to .nic files and back: the whole story of one clip, in the order in which it happens.
 
-Encoding goes group by group, so that memory is bounded by one group, and puts each finished group into the output's
-``.part`` file, from which an interrupted run goes on.
+Encoding goes group by group, so that one group of frames is in memory at a time (where a size is to be met or the
+network to be fitted, before that two), and puts each finished group into the output's ``.part`` file, from which an
+interrupted run goes on.
 """
 
+import hashlib
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, Place
 from nic.models.transforms import LATENT, bits_per_error
 from nic.models.video import GREY
+from nic.output import replacing, unwritable
 from nic.refine import Refinement, refine
 from nic.weights import apply_weights, encode_weights, worth
 
@@ -102,11 +107,10 @@ def compress(
 
     The bytes so far are in ``part_of(target)``; with ``resume``, its finished groups of the same settings are taken
     over.
-    Raises UsageError, BadInput, BadOutput for a target that is no file, and OSError where it cannot be written.
+    Raises UsageError, BadInput, and BadOutput where the target is no file or cannot be written.
     """
     check_options(effort, quality, bpp=bpp, size=size)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise BadOutput(f"{target} is no file, and a video cannot be written to anything else")
+    part = claimed(target)
     model = model_of_clips(store.VIDEO, device)
     encoder = ClipEncoder(source, model, EFFORTS[effort])
     track = source.audio() if audio else None
@@ -119,19 +123,33 @@ def compress(
         if track and len(track) >= size:
             raise UsageError(f"its audio track alone takes {len(track):,} bytes: use --no-audio or a larger file")
         level = encoder.search(size - len(track or b""))
-    part = part_of(target)
     job = Job(encoder, level, track, part, progress)
     try:
         job.run(resume)
-    except NicError:
+    except (NicError, OSError) as error:
         if not job.coded:  # else --resume goes on from there
             part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(target, error) from error
         raise
-    job.finish(part.with_suffix(""))  # a link stays one
+    job.finish(target)
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
         notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")
     return Encoded(written, job.psnr, (*notes, *job.notes))
+
+
+def claimed(target: str) -> Path:
+    """The part file of a target, after making sure that its folder is there and can be written. Raises BadOutput."""
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise BadOutput(f"{target} is no file, and a video cannot be written to anything else")
+    part = part_of(target)
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=part.parent):
+            return part
+    except OSError as error:
+        raise unwritable(target, error) from error
 
 
 class ClipEncoder:
@@ -145,7 +163,8 @@ class ClipEncoder:
         wanted = max(GROUP, -(-count // MAX_GROUPS))  # more where there would be too many groups
         self.length = max(1, min(wanted, MAX_GROUP_PIXELS // pixels, count))
         self.span = SPANS[0]
-        self.kept: dict[int, tuple[list[np.ndarray], GroupMotion]] = {}  # of groups that are coded more than once
+        self.kept: dict[int, list[np.ndarray]] = {}  # frames of the groups that stand for the video
+        self.motions: dict[int, GroupMotion] = {}  # and their motion
         pack_start(self.header(0), self.clip(0), None, None)  # knows the limits, before any work is done
 
     def header(self, level: int) -> Header:
@@ -177,7 +196,7 @@ class ClipEncoder:
 
     def motion(self, index: int, frames: list[np.ndarray]) -> GroupMotion:
         """The motion of a group."""
-        return self.kept[index][1] if index in self.kept else GroupMotion.search(self.model, frames, self.span)
+        return self.motions[index] if index in self.motions else GroupMotion.search(self.model, frames, self.span)
 
     def choose_span(self, level: int) -> None:
         """Sets the span of least rate-distortion cost at a level, judged by some frames of the group in the middle.
@@ -209,8 +228,9 @@ class ClipEncoder:
         wanted = {round((i + 0.5) * count / FIT_GROUPS - 0.5) for i in range(FIT_GROUPS)}
         if not self.kept:
             groups = islice(self.groups(), max(wanted) + 1)
-            self.kept = {i: (frames, self.motion(i, frames)) for i, frames in groups if i in wanted}
-        return list(self.kept.values())
+            self.kept = {index: frames for index, frames in groups if index in wanted}
+            self.motions = {index: self.motion(index, frames) for index, frames in self.kept.items()}
+        return [(frames, self.motions[index]) for index, frames in self.kept.items()]
 
     def search(self, size: int) -> int:
         """The highest of the levels tried whose file has ``size`` bytes or less, or the lowest of them.
@@ -288,10 +308,11 @@ class Job:
         self.progress = progress
         self.frames = len(encoder.source.ticks)
         self.fitting = self.frames * encoder.effort.epochs / (encoder.effort.epochs + 4 + 4 * encoder.effort.iterations)
-        self.origin = pack_origin(encoder.source.identity)
+        told = f"{encoder.source.identity.hex()} {encoder.effort}"
+        self.origin = pack_origin(hashlib.sha256(told.encode()).digest()[:8])
         self.errors: list[float] = []  # PSNR of each frame
         self.notes: list[str] = []  # for the user
-        self.size = self.coded = 0  # bytes; frames, of earlier runs too
+        self.size = self.coded = self.origin_at = 0  # bytes; frames, of earlier runs too; where the origin is told
 
     @property
     def psnr(self) -> float:
@@ -314,6 +335,8 @@ class Job:
             if encoder.effort.epochs:
                 weights = encoder.fit(self.level, lambda done: self.report(done * self.fitting))
             self.part.write_bytes(pack_start(header, clip, self.audio, weights) + self.origin)
+        encoder.kept.clear()
+        self.origin_at = len(pack_start(header, clip, self.audio, weights))
         self.size, self.coded = self.part.stat().st_size, start * clip.group
         model = apply_weights(encoder.model, weights)
         for index, frames in encoder.groups(start):
@@ -323,15 +346,13 @@ class Job:
             self.size = self.part.stat().st_size
             del frames  # their memory, before the next are read
 
-    def finish(self, target: Path) -> None:
-        """Makes the part file the finished one."""
-        before, _, groups = self.part.read_bytes().partition(self.origin)
-        finished = self.part.with_suffix(".finished")
-        try:
-            finished.write_bytes(before + groups + pack_end())
-            os.replace(finished, target)
-        finally:
-            finished.unlink(missing_ok=True)
+    def finish(self, target: str) -> None:
+        """Makes the part file, without the chunk that tells its origin, the finished one. Raises BadOutput."""
+        with replacing(target) as finished, self.part.open("rb") as part, finished.open("wb") as file:
+            file.write(part.read(self.origin_at))
+            part.seek(len(self.origin), os.SEEK_CUR)
+            shutil.copyfileobj(part, file)
+            file.write(pack_end())
         self.part.unlink()
 
     def resumed(self, header: Header, clip: Clip) -> ClipFile | None:

@@ -1,6 +1,7 @@
 """What is odd about videos in other formats, on their way in and out."""
 
 import io
+import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import skimage.data
 
 from nic import video
-from nic.errors import BadInput, BadOutput, UsageError
+from nic.errors import BadFile, BadInput, BadOutput, UsageError
 from nic.media import TICKS, ClipWriter, Source
 
 WIDTH, HEIGHT = 128, 96
@@ -258,9 +259,9 @@ def test_stereo_of_no_named_layout_fits_mp4(tmp_path: Path) -> None:
 def test_audio_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "secret.mkv").write_bytes(sound(1))
     names_a_file = f"ffconcat version 1.0\nfile '{tmp_path}/secret.mkv'\n".encode()
-    for track in (sound(1, "pcm_u8"), b"audio", names_a_file):
+    for track, error in ((sound(1, "pcm_u8"), UsageError), (b"audio", BadFile), (names_a_file, BadFile)):
         with (
-            pytest.raises(UsageError, match=r"write \.mkv"),
+            pytest.raises(error, match=r"write \.mkv" if error is UsageError else "audio track cannot be read"),
             ClipWriter(str(tmp_path / "a"), ".mp4", 16, 16, Fraction(1), Fraction(1)) as writer,
         ):
             writer.add_audio(track)
@@ -281,3 +282,174 @@ def test_audio_that_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--no-audio"):
         source.audio()
     assert len(list(source.frames())) == 1
+
+
+def ffmpeg(*arguments: object, given: bytes = b"") -> bytes:
+    """What the program ffmpeg writes to stdout."""
+    program = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    command = [program, "-v", "error", "-y", *map(str, arguments)]
+    return subprocess.run(command, input=given, check=True, capture_output=True).stdout
+
+
+def as_shown(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The frames of a video as the program ffmpeg shows them."""
+    exact = "scale=flags=accurate_rnd+full_chroma_int+bicubic"
+    return np.frombuffer(
+        ffmpeg("-i", path, "-vf", exact, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"), np.uint8
+    ).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "-display_rotation 90",
+        "-display_rotation 180",
+        "-display_rotation 270",
+        "-display_hflip",
+        "-display_vflip",
+        "-display_rotation 90 -display_hflip",
+    ],
+)
+def test_turned_and_mirrored_frames_become_upright(tmp_path: Path, told: str) -> None:
+    """As ffmpeg shows them; the shape of pixels turns, too."""
+    plain, other = tmp_path / "plain.mp4", tmp_path / "other.mp4"
+    with ClipWriter(str(plain), ".mp4", WIDTH, HEIGHT, Fraction(1, 25), Fraction(2)) as writer:
+        writer.add(still(0), 0)
+    ffmpeg(*told.split(), "-i", plain, "-c", "copy", other)
+    source = Source.open(str(other))
+    (frame,) = source.frames()
+    sideways = "90" in told or "270" in told
+    assert source.aspect == (Fraction(1, 2) if sideways else 2) and (source.width < source.height) == sideways
+    assert psnr([frame], [as_shown(other, frame.shape)]) > 40
+
+
+def test_lossless_video_tells_its_pixel_aspect(tmp_path: Path) -> None:
+    with ClipWriter(str(tmp_path / "a.mkv"), ".mkv", WIDTH, HEIGHT, Fraction(1, 25), Fraction(16, 15)) as writer:
+        writer.add(still(0), 0)
+    ffmpeg("-i", tmp_path / "a.mkv", tmp_path / "a.mp4")
+    assert Source.open(str(tmp_path / "a.mp4")).aspect == Fraction(16, 15)
+
+
+COLOURS = [
+    (255, 255, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (0, 255, 0),
+    (255, 0, 255),
+    (255, 0, 0),
+    (0, 0, 255),
+    (40, 90, 200),
+]
+
+
+def bars(width: int, height: int) -> np.ndarray:
+    return np.repeat(np.array([COLOURS], np.uint8), width // len(COLOURS), axis=1).repeat(height, axis=0)
+
+
+def colour_error(frame: np.ndarray) -> int:
+    """The largest error of a sample in the middle of a bar."""
+    _, width, _ = frame.shape
+    middles = frame[::16, width // 16 :: width // 8].astype(int)
+    return int(np.abs(middles - np.array(COLOURS)).max())
+
+
+@pytest.mark.parametrize(
+    ("size", "matrix", "named", "full"),
+    [
+        ((128, 96), "bt709", "bt709", False),
+        ((128, 96), "bt709", "bt709", True),
+        ((128, 96), "bt601", "smpte170m", False),
+        ((128, 96), "bt2020", "bt2020nc", False),
+        ((128, 96), "bt601", "unknown", False),
+        ((1280, 96), "bt709", "unknown", False),
+    ],
+)
+def test_colours_are_read(tmp_path: Path, size: tuple[int, int], matrix: str, named: str, full: bool) -> None:
+    """Of every matrix and range; where none is named, small frames have BT.601, large ones BT.709."""
+    made_as = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-i", "-"]
+    scale = f"scale=out_color_matrix={matrix}:out_range={'pc' if full else 'tv'}:flags=accurate_rnd+full_chroma_int"
+    told = ["-colorspace", named, "-color_range", "pc" if full else "tv"]
+    path = tmp_path / "a.mkv"
+    ffmpeg(*made_as, "-vf", f"{scale},format=yuv420p", *told, "-c:v", "ffv1", path, given=bars(*size).tobytes())
+    assert colour_error(next(Source.open(str(path)).frames())) <= 4
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_colours_are_written(tmp_path: Path, suffix: str) -> None:
+    path = Path(write_plain(tmp_path / f"a{suffix}", [bars(128, 96)]))
+    assert colour_error(as_shown(path, (96, 128, 3))) <= 4
+
+
+def test_chroma_is_interpolated(tmp_path: Path) -> None:
+    photo = skimage.data.astronaut()
+    made_as = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "512x512", "-i", "-"]
+    scale = "scale=flags=accurate_rnd+full_chroma_int+bicubic,format=yuv420p"
+    ffmpeg(*made_as, "-vf", scale, "-c:v", "ffv1", tmp_path / "a.mkv", given=photo.tobytes())
+    assert psnr(list(Source.open(str(tmp_path / "a.mkv")).frames()), [photo]) > 40.5
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "pcm_s16le"), ("a.ts", "mp2")])
+def test_audio_of_a_part_keeps_its_time(tmp_path: Path, name: str, codec: str) -> None:
+    """A click 1.5 s after the first frame, in a transport stream that begins at 1.4 s, too."""
+    click, rate = np.zeros((1, 3 * 48_000), np.int16), 48_000
+    click[:, rate * 3 // 2 :][:, :200] = 20_000
+    with av.open(str(tmp_path / name), "w") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        track: Any = container.add_stream(codec, rate=rate, layout="mono")
+        for tick in range(75):
+            frame = av.VideoFrame.from_ndarray(still(0), format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+            samples = av.AudioFrame.from_ndarray(click[:, 1920 * tick : 1920 * (tick + 1)].copy(), "s16", "mono")
+            samples.sample_rate, samples.pts = rate, 1920 * tick
+            container.mux(track.encode(samples))
+        container.mux([*stream.encode(None), *track.encode(None)])
+    for first, last in ((0, None), (25, 50)):
+        audio = Source.open(str(tmp_path / name), first, last).audio()
+        assert audio
+        heard, times = [], []
+        with av.open(io.BytesIO(audio)) as container:
+            for frame in container.decode(audio=0):
+                samples = frame.to_ndarray().reshape(-1).astype(float)
+                heard.append(samples)
+                times.append(float(frame.time or 0) + np.arange(len(samples)) / rate)
+        samples, seconds = np.concatenate(heard), np.concatenate(times)
+        loud = seconds[np.abs(samples) > np.abs(samples).max() / 2]
+        assert loud[0] == pytest.approx(1.5 - first / 25, abs=0.03)
+        assert seconds[-1] == pytest.approx((last or 75) / 25 - first / 25, abs=0.1)
+
+
+def test_timestamps_that_go_back(tmp_path: Path) -> None:
+    """Of two transport streams, one behind the other."""
+    one = Path(write_interlaced(tmp_path / "a.ts", "libx264", [still(0)] * 6)).read_bytes()
+    (tmp_path / "two.ts").write_bytes(one + one)
+    source = Source.open(str(tmp_path / "two.ts"))
+    assert [tick * source.tick for tick in source.ticks] == [Fraction(index, 25) for index in range(12)]
+    assert any("25 frames a second are assumed" in note for note in source.notes)
+    assert len(list(source.frames())) == 12
+
+
+def test_a_codec_that_ffmpeg_does_not_know(tmp_path: Path) -> None:
+    data = Path(write_plain(tmp_path / "a.mp4", [still(0)])).read_bytes()
+    (tmp_path / "b.mp4").write_bytes(data.replace(b"avc1", b"zqc1"))
+    with pytest.raises(BadInput, match="codec is unknown"):
+        Source.open(str(tmp_path / "b.mp4"))
+
+
+def test_frames_that_theora_repeats_last_longer(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=5:d=1", "-vf", "fps=25", "-c:v", "libtheora", tmp_path / "a.ogv")
+    source = Source.open(str(tmp_path / "a.ogv"))
+    assert 5 <= len(source.ticks) == len(list(source.frames())) < 25
+    assert Fraction(3, 5) <= source.ticks[-1] * source.tick < 1
+
+
+def test_tracks_that_are_not_kept_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
+    write_plain(tmp_path / "a.mp4", [still(0)] * 3)
+    tone = ["-f", "lavfi", "-i", "sine=d=1"]
+    inputs = ["-itsoffset", "0.5", "-i", tmp_path / "a.mp4", *tone, *tone, "-i", tmp_path / "a.srt"]
+    maps = ["-map", "0", "-map", "1", "-map", "2", "-map", "3"]
+    ffmpeg(*inputs, *maps, "-c:v", "copy", "-c:s", "mov_text", tmp_path / "b.mp4")
+    told = " ".join(Source.open(str(tmp_path / "b.mp4")).notes)
+    assert "first of 2 audio tracks" in told and "subtitles" in told and "0.5 s of audio before" in told

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +24,7 @@ from nic.bitstream.container import chunks, pack_chunk
 from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cli.main import cli
-from nic.errors import BadFile, BadInput, UsageError
+from nic.errors import BadFile, BadInput, BadOutput, UsageError
 from nic.frames import get_motion, put_motion, tables_of
 from nic.loaded import load_model
 from nic.media import ClipWriter, Source, looks_like_video
@@ -219,6 +218,8 @@ def test_interrupted_run_goes_on(clip: Path, groups: bytes, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         video.compress(Source.open(str(clip)), target, quality=30, effort=1, progress=stop)
     assert len(salvage_clip(Path(f"{target}.part").read_bytes()).groups) == 1
+    with Path(f"{target}.part").open("ab") as part:
+        part.write(b"GRUP, as far as it was written")
     again: list[float] = []
     video.compress(
         Source.open(str(clip)), target, quality=30, effort=1, resume=True, progress=lambda p: again.append(p.done)
@@ -232,6 +233,42 @@ def test_a_part_file_of_other_settings_is_not_taken(clip: Path, tmp_path: Path, 
     done = video.compress(Source.open(str(clip)), str(tmp_path / "clip.nic"), quality=10, effort=1, resume=True)
     assert any("coded anew" in note for note in done.notes)
     assert len(video.read((tmp_path / "clip.nic").read_bytes()).groups) == 1
+
+
+def test_a_part_file_of_another_effort_is_not_taken(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "GROUP", 2)
+    target, fresh = str(tmp_path / "clip.nic"), str(tmp_path / "fresh.nic")
+
+    def stop(progress: video.Progress) -> None:
+        if progress.done > 0.7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.compress(Source.open(str(clip), 0, 4), target, effort=1, progress=stop)
+    for name, resume in ((target, True), (fresh, False)):
+        done = video.compress(Source.open(str(clip), 0, 4), name, effort=2, resume=resume)
+        assert any("coded anew" in note for note in done.notes) == resume
+    assert Path(target).read_bytes() == Path(fresh).read_bytes()
+
+
+def test_a_replaced_file_keeps_its_mode_and_neighbours(clip: Path, tmp_path: Path) -> None:
+    target, neighbour = tmp_path / "clip.nic", tmp_path / "clip.nic.finished"
+    target.touch(0o600)
+    neighbour.write_text("of the user")
+    video.compress(Source.open(str(clip), 0, 2), str(target), effort=1)
+    assert target.stat().st_mode & 0o777 == 0o600 and neighbour.read_text() == "of the user"
+    assert sorted(tmp_path.iterdir()) == [target, neighbour]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_work(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stages: list[video.Progress] = []
+    for target in (tmp_path / "file" / "clip.nic", "/proc/clip.nic"):
+        with pytest.raises(BadOutput, match="cannot be written"):
+            video.compress(Source.open(str(clip)), str(target), size=9000, effort=5, progress=stages.append)
+    assert not stages
 
 
 def test_a_part_file_of_other_frames_is_not_taken(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,19 +549,6 @@ def test_colours_that_files_do_not_tell_are_noted(tmp_path: Path) -> None:
         frames = [av.VideoFrame.from_ndarray(pixels) for pixels in pan(1, 64, 48)]
         container.mux([packet for frame in [*frames, None] for packet in stream.encode(frame)])
     assert any("HDR" in note for note in Source.open(str(tmp_path / "in.mkv")).notes)
-
-
-def test_rotation_is_applied(tmp_path: Path) -> None:
-    """As ffmpeg applies it."""
-    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
-    plain = write_clip(tmp_path / "plain.mp4", pan(2, 64, 48), audio=False)
-    command = [ffmpeg, "-v", "error", "-display_rotation", "90", "-i", plain, "-c", "copy", tmp_path / "turned.mp4"]
-    subprocess.run(command, check=True)
-    shown = [ffmpeg, "-v", "error", "-i", tmp_path / "turned.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    expected = np.frombuffer(subprocess.run(shown, check=True, capture_output=True).stdout, np.uint8)
-    turned = frames_of(tmp_path / "turned.mp4")
-    assert turned[0].shape == (64, 48, 3)
-    assert np.abs(np.stack(turned).astype(int) - expected.reshape(-1, 64, 48, 3)).max() <= 2
 
 
 def test_pictures_are_no_videos(tmp_path: Path, photo: np.ndarray) -> None:

@@ -101,6 +101,9 @@ CODECS: dict[str, Callable[[int], Codec]] = {
     "x264": lambda effort: load_ffmpeg(
         "x264 veryslow", "libx264", "h264", "-preset veryslow -tune psnr -crf {}", (44, 40, 36, 32, 28, 24)
     ),
+    "x264-psy": lambda effort: load_ffmpeg(
+        "x264 veryslow, tuned for the eye", "libx264", "h264", "-preset veryslow -crf {}", (44, 40, 36, 32, 28, 24)
+    ),
     "x265": lambda effort: load_ffmpeg(
         "x265 veryslow",
         "libx265",
