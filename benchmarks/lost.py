@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from nic import codec
 from nic.bench.measure import write_csv
 from nic.bench.metrics import Meter
 from nic.bench.results import Row
 from nic.bitstream.container import unpack
+from nic.decoder import PictureDecoder
 from nic.encoder import PictureEncoder
 from nic.loaded import load_model
 from nic.models.prior import UNIT
@@ -72,7 +72,7 @@ def measure(model: ExtremeModel, path: Path, quality: float, fills: dict[str, Fi
     codewords = model.codewords[model.book(header.quality)] / UNIT
 
     def lpips(decoded: Tensor) -> float:
-        pixels = codec.crop_pixels(model, decoded, header, (0, 0, original.width, original.height))
+        pixels, _ = PictureDecoder(header, device="cpu").pixels(decoded)
         return meter.measure(original, Image.fromarray(pixels))["lpips"]
 
     rows: list[Row] = [{"picture": path.name, "loss": "none", "rate": 0.0, "fill": "", "lpips": lpips(latents)}]

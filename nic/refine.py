@@ -17,7 +17,7 @@ from nic.models.transforms import LATENT
 from nic.progress import advance
 from nic.windows import Slices, analyze_latents, cell_slices, grow, pixels_of, synthesize, to_images, to_pixels
 
-__all__ = ["MAX_STEPS", "STRENGTH", "Refinement", "project", "refine", "steps_of"]
+__all__ = ["MAX_STEPS", "STRENGTH", "Refinement", "project", "reach_of", "refine", "steps_of"]
 
 MAX_STEPS = 100
 STRENGTH = 0.5  # full strength has the lowest LPIPS, this the lowest Fréchet distance (benchmarks/results/refine.csv)
@@ -56,16 +56,25 @@ def steps_of(refinement: Refinement | None, height: int, width: int) -> int:
     return refinement.steps * len(cell_slices(*grid(height, width))) if refinement else 0
 
 
+def reach_of(refinement: Refinement, device: torch.device) -> int:
+    """How far refined pixels depend on decoded ones, in units of 16 pixels. Raises UnknownModel."""
+    return refinement.steps * reach(refiner_on(device).config)
+
+
 @lru_cache(maxsize=2)
 def refiner_on(device: torch.device) -> Refiner:
     return store.load_refiner(device=str(device))
 
 
 @torch.inference_mode()
-def refine(pixels: np.ndarray, model: store.AnyModel, level: int, refinement: Refinement) -> np.ndarray:
+def refine(
+    pixels: np.ndarray, model: store.AnyModel, level: int, refinement: Refinement, origin: tuple[int, int] = (0, 0)
+) -> np.ndarray:
     """Decoded pixels [H, W, C] of uint8 or uint16, made by a model at a quality level (0 to 252), refined.
 
-    The same on one machine for the same seed. Raises UnknownModel where no refiner is installed.
+    The same on one machine for the same seed. origin: row and column of the pixels' corner in the picture that they are
+    of, in units of 16 pixels; but for a margin of ``reach_of``, they become what they do in the whole. Raises
+    UnknownModel where no refiner is installed.
     """
     refiner, device, steps = refiner_on(model.device), model.device, refinement.steps
     height, width, channels = pixels.shape
@@ -78,7 +87,11 @@ def refine(pixels: np.ndarray, model: store.AnyModel, level: int, refinement: Re
         for inner in cell_slices(rows, columns):
             outer = grow(inner, reach(refiner.config), rows, columns)
             decoded = to_images(pixels, outer, device)
-            x = decoded + NOISE * noise(outer, refinement.seed, device) if state is None else cut(state, outer).float()
+            x = (
+                decoded + NOISE * noise(outer, origin, refinement.seed, device)
+                if state is None
+                else cut(state, outer).float()
+            )
             end = refiner(x, decoded, torch.tensor([time], device=device), quality, extreme)
             part = [pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True)]
             there, across = map(pixels_of, inner)
@@ -110,10 +123,11 @@ def cut(images: Tensor, region: Slices) -> Tensor:
     return images[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
 
 
-def noise(region: Slices, seed: int, device: torch.device) -> Tensor:
-    """Standard normal noise [1, 3, h, w] under a region: each place has its own, whatever the region."""
-    first = [part.start // BLOCK for part in region]
-    counts = [-(-part.stop // BLOCK) - block for part, block in zip(region, first, strict=True)]
+def noise(region: Slices, origin: tuple[int, int], seed: int, device: torch.device) -> Tensor:
+    """Standard normal noise [1, 3, h, w] under a region, counted from an origin: each place has its own."""
+    there = [slice(part.start + start, part.stop + start) for part, start in zip(region, origin, strict=True)]
+    first = [part.start // BLOCK for part in there]
+    counts = [-(-part.stop // BLOCK) - block for part, block in zip(there, first, strict=True)]
     side = BLOCK * LATENT
     field = np.empty((3, counts[0] * side, counts[1] * side), np.float32)
     for row in range(counts[0]):
@@ -121,8 +135,8 @@ def noise(region: Slices, seed: int, device: torch.device) -> Tensor:
             chance = np.random.default_rng([seed, first[0] + row, first[1] + column])
             block = chance.standard_normal((3, side, side), np.float32)
             field[:, side * row : side * (row + 1), side * column : side * (column + 1)] = block
-    rows, columns = (pixels_of(part, BLOCK * block) for part, block in zip(region, first, strict=True))
-    return torch.from_numpy(field[None, :, rows, columns]).to(device)
+    within = [pixels_of(part, BLOCK * block) for part, block in zip(there, first, strict=True)]
+    return torch.from_numpy(field[None, :, *within]).to(device)
 
 
 @torch.inference_mode()

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 
 import nic
-from nic import codec, video
+from nic import codec, decoder, video
 from nic.bitstream.arrival import cut_cell
 from nic.bitstream.clip import ClipFile, Group, pack_end, pack_group, pack_start
 from nic.bitstream.container import SIGNATURE, NicFile, chunks, pack, salvage, unpack
 from nic.bitstream.fields import pack_varint
 from nic.cli.main import cli
+from nic.decoder import PictureDecoder
 from nic.errors import BadFile, NicError, UsageError
 from nic.loaded import load_model
 from nic.media import ClipWriter, Source
@@ -117,8 +118,8 @@ def blocks_of(data: bytes, chance: random.Random) -> Iterator[bytes]:
 
 def test_a_stream_is_decoded_while_it_comes_in(file: bytes, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode_cell = codec.decode_cell
-    monkeypatch.setattr(codec, "decode_cell", lambda *args: (decoded.append(args[2]), decode_cell(*args))[1])
+    decode_cell = decoder.decode_cell
+    monkeypatch.setattr(decoder, "decode_cell", lambda *args: (decoded.append(args[2]), decode_cell(*args))[1])
 
     def blocks() -> Iterator[bytes]:
         cut = file.index(codec.unpack(file).cells[4])
@@ -270,19 +271,18 @@ def test_crop_is_a_part_of_the_whole(crop: tuple[int, int, int, int], file: byte
 
 def test_crop_reads_only_the_cells_that_it_needs(file: bytes) -> None:
     """Symbols of other cells may be wrong in a way that only decoding them would tell."""
-    model = load_model("fidelity", "cpu")
     file = codec.unpack(file)
     cells = {index: b"" if index == 5 else cell for index, cell in enumerate(file.cells)}
-    codec.decode_latents(file.header, cells, model, codec.needed(model, file.header, (0, 0, 900, 900)))
+    PictureDecoder(file.header, (0, 0, 900, 900)).latents(cells)
     with pytest.raises(BadFile):
-        codec.decode_latents(file.header, cells, model, codec.needed(model, file.header, (1500, 1050, 600, 50)))
+        PictureDecoder(file.header, (1500, 1050, 600, 50)).latents(cells)
 
 
 def test_crop_of_a_lost_cell_is_a_part_of_the_whole(file: bytes) -> None:
     """It is filled in from cells that the part alone would not need."""
     damaged = damage(file, 1)
     crop = (1400, 400, 60, 50)
-    expected = codec.crop_array(codec.recover(damaged).picture.pixels, crop).astype(int)
+    expected = decoder.crop_array(codec.recover(damaged).picture.pixels, crop).astype(int)
     assert np.abs(codec.recover(damaged, crop=crop).picture.pixels - expected).max() <= 1
 
 
@@ -348,9 +348,9 @@ def contents(read: Callable[[bytes], Contents], data: bytes) -> Contents | None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "decoder", "count"), [("fidelity", "decode_cell", 1000), ("extreme", "decode_indices", 300)]
+    ("mode", "name", "count"), [("fidelity", "decode_cell", 1000), ("extreme", "decode_indices", 300)]
 )
-def test_thousands_of_damaged_files(mode: str, decoder: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_damaged_files(mode: str, name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, or told and exact wherever a cell is intact; as fast as a few whole pictures.
 
     So each cell is decoded once, and of each picture only a part in the middle of one cell.
@@ -362,8 +362,8 @@ def test_thousands_of_damaged_files(mode: str, decoder: str, count: int, monkeyp
     intact = salvage(file)
     cells = intact.cells
     crops = [(CELL * index + 16, 0, 32, 32) for index in range(len(cells))]
-    monkeypatch.setattr(codec, decoder, functools.lru_cache(getattr(codec, decoder)))
-    monkeypatch.setattr(codec, "decode_alpha", functools.lru_cache(codec.decode_alpha))
+    for function in (name, "decode_alpha"):
+        monkeypatch.setattr(decoder, function, functools.lru_cache(getattr(decoder, function)))
     expected = [codec.decompress(file, crop=crop).pixels for crop in crops]
     outcomes = {"refused": 0, "lost": 0, "exact": 0}
     for seed in range(count):
@@ -384,7 +384,7 @@ def test_thousands_of_damaged_files(mode: str, decoder: str, count: int, monkeyp
         neighbours = {max(index - 1, 0), index} <= found.keys()  # the part begins 16 pixels from the border
         outcomes["exact" if neighbours else "lost"] += 1
         assert not neighbours or np.array_equal(result.picture.pixels, expected[index])
-        found_alpha, expected_alpha = result.picture.alpha, codec.crop_array(alpha, crops[index])
+        found_alpha, expected_alpha = result.picture.alpha, decoder.crop_array(alpha, crops[index])
         assert found_alpha is None or np.array_equal(found_alpha, expected_alpha)
     assert min(outcomes.values()) > 0.1 * count, outcomes
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nic import codec
 from nic.bitstream.container import NicFile, unpack
+from nic.decoder import decode_latents
 from nic.encoder import PictureEncoder
 from nic.loaded import load_model
 from nic.models.prior import (
@@ -96,7 +96,7 @@ SETTINGS: dict[str, Callable[[Prior], Prior]] = {
 
 
 def decode(file: NicFile, model: Model) -> Tensor:
-    return codec.decode_latents(file.header, dict(enumerate(file.cells)), model)[0]
+    return decode_latents(file.header, dict(enumerate(file.cells)), model)[0]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -14,6 +14,7 @@ from nic import codec
 from nic.bitstream.container import NicFile, pack, unpack
 from nic.bitstream.header import Mode
 from nic.cli.main import cli
+from nic.decoder import decode_latents
 from nic.encoder import PictureEncoder
 from nic.errors import BadFile, NicError, UsageError
 from nic.extreme import leaf_costs
@@ -39,7 +40,7 @@ def pixels() -> np.ndarray:
 
 def decode(data: bytes, model: ExtremeModel) -> torch.Tensor:
     file = unpack(data)
-    return codec.decode_latents(file.header, dict(enumerate(file.cells)), model)[0]
+    return decode_latents(file.header, dict(enumerate(file.cells)), model)[0]
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

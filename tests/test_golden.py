@@ -13,6 +13,7 @@ import skimage.data
 
 from nic import codec
 from nic.bitstream.container import unpack
+from nic.decoder import decode_latents
 from nic.loaded import load_model
 from nic.models.prior import UNIT
 from nic.pixels import Picture
@@ -38,7 +39,7 @@ def source(name: str) -> np.ndarray:
 def latents_digest(data: bytes) -> str:
     file = unpack(data)
     model = load_model(file.header.model_id, "cpu")
-    latents, _ = codec.decode_latents(file.header, dict(enumerate(file.cells)), model)
+    latents, _ = decode_latents(file.header, dict(enumerate(file.cells)), model)
     return hashlib.sha256((latents * UNIT).numpy().astype("<i4").tobytes()).hexdigest()
 
 

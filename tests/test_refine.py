@@ -16,6 +16,7 @@ from torch import Tensor
 import nic
 from nic import codec, video, windows
 from nic.cli.main import cli
+from nic.decoder import decode_latents
 from nic.errors import UnknownModel, UsageError
 from nic.loaded import load_model
 from nic.media import ClipWriter
@@ -83,8 +84,8 @@ def test_strength_goes_from_the_decoded_picture_to_the_refined_one(file: bytes, 
 
 def test_noise_depends_on_the_place_not_on_the_window() -> None:
     device = torch.device("cpu")
-    whole = noise((slice(0, 40), slice(0, 40)), 3, device)
-    part = noise((slice(13, 20), slice(30, 37)), 3, device)
+    whole = noise((slice(0, 40), slice(0, 40)), (0, 0), 3, device)
+    part = noise((slice(3, 10), slice(9, 16)), (10, 21), 3, device)
     assert torch.equal(part, whole[:, :, 208:320, 480:592])
     assert abs(float(whole.mean())) < 0.01 and abs(float(whole.std()) - 1) < 0.01
 
@@ -117,7 +118,7 @@ def test_consistent_pictures_of_the_extreme_mode_are_coded_alike(original: np.nd
         again = codec.compress(Picture(pixels), quality=50, mode="extreme").data
         model = load_model("extreme", "cpu")
         latents = [
-            codec.decode_latents(parsed.header, dict(enumerate(parsed.cells)), model)[0]
+            decode_latents(parsed.header, dict(enumerate(parsed.cells)), model)[0]
             for parsed in map(codec.unpack, (file, again))
         ]
         return float((latents[0] == latents[1]).all(dim=1).float().mean())
@@ -227,3 +228,15 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
     )
     result = run(*command, "-o", tmp_path / "more", "--start-from", tmp_path / "run" / "last.pt")
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_refined_part_is_a_part_of_the_refined_whole(steps: int) -> None:
+    """Wherever it begins: the noise is that of its place."""
+    pixels = np.tile(skimage.data.chelsea()[:200, :400], (1, 3, 1))
+    file = codec.compress(Picture(pixels), quality=15, effort=1).data
+    refinement = Refinement(steps, 1.0)
+    left, top, width, height = crop = (703, 41, 90, 77)
+    part = codec.decompress(file, crop=crop, refinement=refinement).pixels
+    whole = codec.decompress(file, refinement=refinement).pixels[top : top + height, left : left + width]
+    assert np.abs(part.astype(int) - whole).max() <= 1
