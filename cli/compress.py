@@ -53,7 +53,7 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     "--output",
     "folder",
     metavar="FOLDER",
-    help="Write IN.nic into FOLDER; IN may be folders, too: all pictures in them.",
+    help="Write IN.nic into FOLDER; IN may be folders, too: all pictures and videos in them.",
 )
 @click.option(
     "-q",
@@ -66,13 +66,15 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     "--bpp",
     type=Real(0, min_open=True),
     metavar="BITS",
-    help="Aim at so many bits per pixel, of the whole file.",
+    help="As near as there is to so many bits per pixel, of the whole file.",
 )
 @click.option(
-    "--size", callback=_byte_size, metavar="BYTES", help="Aim at so many bytes; 20k is 20,000 and 1.5M is 1,500,000."
+    "--size", callback=_byte_size, metavar="BYTES", help="At most so many bytes; 20k is 20,000 and 1.5M is 1,500,000."
 )
-@click.option("--psnr", type=Real(0, min_open=True), metavar="DB", help="Aim at a PSNR in dB, say 35.")
-@effort_option("1 (fastest) to 9 (best picture for its bytes, slowest); decoding is as fast for all.")
+@click.option("--psnr", type=Real(0, min_open=True), metavar="DB", help="At least so many dB, say 35.")
+@effort_option(
+    "1 (fastest) to 9 (best picture for its bytes, slowest), of fidelity mode and videos; decoding is as fast for all."
+)
 @click.option(
     "-m",
     "--mode",
@@ -87,7 +89,8 @@ def _byte_size(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     default=0,
     show_default=True,
     metavar="SHARE",
-    help="Leave out this share of what is coded: what matters least.",
+    help="Leave out at least this share of what is coded, what matters least first; nic itself leaves out what is not "
+    "worth its bits, often more than half.",
 )
 @click.option("--frames", callback=frame_range, metavar="A:B", help="Of a video, only frames A to B - 1, from 0.")
 @click.option("--no-audio", is_flag=True, help="Of a video, leave out the audio track.")
@@ -121,7 +124,7 @@ def compress(
     """Compress the picture IN (PNG, JPEG, WebP, AVIF, TIFF, ...) into the .nic file OUT; - is stdin or stdout, for
     pictures.
 
-    Give one of --quality, --bpp, --size and --psnr; a target that cannot be met is told, and the nearest file written.
+    Give one of --quality, --bpp, --size and --psnr; where the nearest file is more than 2 % away, that is told.
     ICC profile, EXIF and XMP are kept but for EXIF's thumbnail, its orientation is applied.
     One line a file goes to stderr: width, height, size, bits per pixel, the quality that met a target, speed.
 
@@ -141,7 +144,19 @@ def compress(
     targets = plan(paths, folder, ".nic", pictures_and_videos)
     if folder is None and Path(paths[1]).suffix.lower() in pictures_and_videos:
         raise UsageError(f"{paths[1]} is called like a picture or a video: name the output like {paths[1]}.nic")
-    options = Options(rate, effort, mode, mask_rate, frames, not no_audio, strip, device, force, resume, quiet)
+    options = Options(
+        rate=rate,
+        effort=effort,
+        mode=mode,
+        mask_rate=mask_rate,
+        frames=frames,
+        audio=not no_audio,
+        strip=strip,
+        device=device,
+        force=force,
+        resume=resume,
+        quiet=quiet,
+    )
     work = partial(_compress_one, options=options)
     for_each([(source, partial(work, source, target)) for source, target in targets.items()], jobs, ray)
 
@@ -169,7 +184,7 @@ def _compress_one(source: str, target: str, options: Options) -> Done:
     is_video = _is_video(source)
     begun = options.resume and is_video and os.path.isfile(part_of(target))  # it was to replace what is there
     if options.resume and os.path.isfile(target) and not begun:
-        return Done()
+        return Done(kept=True)
     check_target(target, options.force or begun)
     return (_compress_video if is_video else _compress_picture)(source, target, options)
 

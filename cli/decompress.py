@@ -122,8 +122,19 @@ def decompress(
         flow["steps"] = refine
     targets = plan(paths, folder, suffix, {".nic"})
     if folder is None and format_name is None and paths[1] != "-":
-        suffix = Path(paths[1]).suffix
-    options = Options(suffix, folder is not None, crop, frame, flow, partial, device, force, resume, quiet)
+        suffix = Path(paths[1]).suffix.lower()
+    options = Options(
+        suffix=suffix,
+        mixed=folder is not None,
+        crop=crop,
+        frame=frame,
+        flow=flow,
+        partial=partial,
+        device=device,
+        force=force,
+        resume=resume,
+        quiet=quiet,
+    )
     work = functools.partial(_decompress_one, options=options)
     for_each([(source, functools.partial(work, source, target)) for source, target in targets.items()], jobs, ray)
 
@@ -132,7 +143,7 @@ def decompress(
 class Options:
     """What the command line asks for, of each file."""
 
-    suffix: str
+    suffix: str  # in lower case
     mixed: bool  # pictures and videos may come: each kind that the suffix is not for takes its default
     crop: tuple[int, int, int, int] | None
     frame: int | None
@@ -158,7 +169,7 @@ def _decompress_one(source: str, target: str, options: Options) -> Done:
             options = replace(options, suffix=".mkv" if is_video else ".png")
             target = str(Path(target).with_suffix(options.suffix))
     if options.resume and os.path.isfile(target):
-        return Done()
+        return Done(kept=True)
     check_target(target, options.force)
     whole = options.crop is None and options.frame is None
     if source == "-" and whole and _is_for_picture(target, options.suffix):
@@ -212,14 +223,14 @@ def _concealed(problems: Sequence[str], target: str, lost: str) -> Concealed:
 def _is_for_picture(target: str, suffix: str) -> bool:
     from nic.media import WRITABLE
 
-    return "%" not in target and suffix.lower() not in WRITABLE
+    return "%" not in target and suffix not in WRITABLE
 
 
 def _decompress_video(source: str, data: bytes, target: str, options: Options, refinement: "Refinement | None") -> Done:
     from nic import video
     from nic.media import WRITABLE
 
-    suffix, frame = options.suffix.lower(), options.frame
+    suffix, frame = options.suffix, options.frame
     if options.crop:
         raise UsageError("--crop is for pictures")
     if target == "-" and frame is None:

@@ -30,8 +30,11 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
 
     from nic.media import SUFFIXES
 
+    check_names(paths)
     if folder is None:
-        if len(paths) != 2 or any(os.path.isdir(path) for path in paths):
+        if len(paths) == 2 and os.path.isdir(paths[1]):
+            raise UsageError(f"{paths[1]} is a folder: write -o before it")
+        if len(paths) != 2 or os.path.isdir(paths[0]):
             raise UsageError("give IN and OUT, or any number of inputs and folders with -o FOLDER")
         if "-" not in paths:
             check_apart(*paths)
@@ -55,6 +58,12 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
         check_apart(source, target)
         targets[source], sources[target] = target, source
     return targets
+
+
+def check_names(paths: Sequence[str]) -> None:
+    """Raises UsageError for an empty name, which would stand for the current folder."""
+    if not all(paths):
+        raise UsageError("one of the names is empty")
 
 
 def renamed(path: Path, suffix: str) -> Path:
@@ -86,6 +95,7 @@ def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
 
 def nic_files(paths: Sequence[str]) -> list[str]:
     """The paths as they are, for a folder the .nic files in it; raises BadInput for a folder without any."""
+    check_names(paths)
     return [source for path in paths for source, _ in ([(path, "")] if path == "-" else expand(Path(path), {".nic"}))]
 
 

@@ -17,10 +17,11 @@ __all__ = ["Done", "Task", "Tasks", "attempt", "cores", "for_each", "hides_bars"
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one file: lines for stderr, and how many pixels it has."""
+    """What became of one file: lines for stderr, how many pixels it has, and whether its output was there already."""
 
     lines: tuple[str, ...] = ()
     pixels: int = 0
+    kept: bool = False
 
 
 Task = Callable[[], Done | None]
@@ -40,7 +41,7 @@ def for_each(tasks: Tasks, jobs: int = 1, ray: str | None = None) -> None:
     from nic.cli.cluster import outcomes as on_cluster
 
     context = click.get_current_context()
-    exit_code, failed, pixels, start = 0, 0, 0, time.monotonic()
+    exit_code, failed, kept, pixels, start = 0, 0, 0, 0, time.monotonic()
     bar = tqdm(total=len(tasks), unit="file", disable=len(tasks) < 2 or not sys.stderr.isatty())
     with bar:
         for source, outcome in on_cluster(tasks, ray) if ray else outcomes(tasks, jobs):
@@ -50,13 +51,16 @@ def for_each(tasks: Tasks, jobs: int = 1, ray: str | None = None) -> None:
                 report(f"nic: {'stdin' if source == '-' else source}: {outcome}")
                 exit_code, failed = exit_code or outcome.exit_code, failed + 1
             elif outcome is not None:
-                pixels += outcome.pixels
+                pixels, kept = pixels + outcome.pixels, kept + outcome.kept
                 for line in outcome.lines:
                     report(line)
             bar.update()
+    if kept and not context.params.get("quiet"):
+        report(f"nic: {kept} of {len(tasks)} outputs were there already (--resume)")
     if len(tasks) > 1 and pixels and not context.params.get("quiet"):
         seconds = time.monotonic() - start
-        files = f"{len(tasks) - failed} of {len(tasks)}" if failed else f"{len(tasks)}"
+        coded = len(tasks) - failed - kept
+        files = f"{coded} of {len(tasks)}" if coded < len(tasks) else f"{coded}"
         report(f"{files} files, {pixels / 1e6:.1f} Mpx in {seconds:.1f} s: {pixels / 1e6 / seconds:.2f} Mpx/s")
     context.exit(exit_code)
 

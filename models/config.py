@@ -6,9 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["CONFIGS", "ExtremeConfig", "ImageConfig", "RefinerConfig", "TrainConfig", "TransformConfig", "read_toml"]
+__all__ = [
+    "CONFIGS",
+    "LEVELS",
+    "ExtremeConfig",
+    "ImageConfig",
+    "RefinerConfig",
+    "TrainConfig",
+    "TransformConfig",
+    "read_toml",
+]
 
 CONFIGS = Path(__file__).parent / "configs"
+LEVELS = 252  # the highest quality level that files store; users see it as quality 100, the transforms as 63
 
 
 @dataclass(frozen=True)

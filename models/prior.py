@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nic.models.config import ImageConfig
-from nic.models.transforms import QUALITY_INDICES, interpolate
+from nic.models.config import LEVELS, ImageConfig
+from nic.models.transforms import interpolate
 
 __all__ = [
     "ACTIVATION_MAX",
@@ -62,7 +62,7 @@ Exact = TypeVar("Exact", bound=nn.Module)
 CELL = 64  # latents a side of an independently coded cell
 OUTER = ("leave", "head")  # layers whose outputs have the scale of latents
 PARITIES = ((0, 0), (1, 1), (0, 1), (1, 0))  # of row and column
-QUALITY_LEVELS = 4 * (QUALITY_INDICES - 1) + 1  # files store quality in quarters of an index
+QUALITY_LEVELS = LEVELS + 1  # quarters of an index
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ There is a kind of model for each mode of the format.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nic.errors import UnknownModel
+from nic.models.config import LEVELS
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +116,7 @@ class ExtremeModel:
     @property
     def first_adding(self) -> int:
         """The lowest quality level that adds vectors of the bases."""
-        return -(-253 * len(self.codewords) // self.steps)
+        return -(-(LEVELS + 1) * len(self.codewords) // self.steps)
 
     def adds(self, level: int) -> bool:
         """Whether a quality level of the format, 0 to 252, adds vectors of the bases to codewords."""
@@ -122,7 +124,7 @@ class ExtremeModel:
 
     def book(self, level: int) -> int:
         """The codebook of a quality level."""
-        return min(level * self.steps // 253, len(self.codewords) - 1)
+        return min(level * self.steps // (LEVELS + 1), len(self.codewords) - 1)
 
     def quality(self, level: int) -> float:
         """The transforms' quality, 0 to 63, at a quality level: that of its codebook."""
@@ -153,9 +155,12 @@ def digest(tensors: dict[str, np.ndarray]) -> bytes:
 def available() -> Iterator[dict[str, Any]]:
     """What is installed: id (hex), name, mode, bytes, path and model card of each model. Loads no torch.
 
-    What is no weight file of nic is left out.
+    First those in the folder that the environment variable NIC_MODELS names, if it does, so that they are taken before
+    shipped ones of the same name. What is no weight file of nic is left out.
     """
-    for path in sorted(WEIGHTS.glob("*.safetensors")):
+    own = os.environ.get("NIC_MODELS")
+    folders = [*([Path(own)] if own else []), WEIGHTS]
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         try:
             metadata = read_metadata(path)
         except UnknownModel:
@@ -302,7 +307,8 @@ def load_refiner(path: Path | None = None, device: str = "cpu") -> "Refiner":
     from nic.models.config import RefinerConfig
     from nic.models.refiner import Refiner
 
-    metadata, tensors = read_weights(path or find(REFINER)["path"])
+    path = path or find(REFINER)["path"]
+    metadata, tensors = read_weights(path)
     if metadata["mode"] != REFINER:
         raise UnknownModel(f"{path} is no refiner")
     with torch.random.fork_rng(devices=[]):

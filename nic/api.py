@@ -38,10 +38,10 @@ def encode(
             stream. Pillow itself cuts 16-bit colour to 8 bits: pass such a file by its path. Its limit of pixels,
             PIL.Image.MAX_IMAGE_PIXELS, holds here, too.
         quality: 0 (smallest) to 100 (best); 50 unless a target below is given instead.
-        bpp: the file's size in bits per pixel, metadata included.
-        size: the file's size in bytes.
-        psnr: the picture's PSNR in dB.
-        effort: 1 (fastest) to 9 (smallest file at equal quality); decoding takes the same time.
+        bpp: the file's size in bits per pixel, metadata included, as near as there is.
+        size: the most bytes that the file may have.
+        psnr: the least PSNR in dB that the picture may have.
+        effort: 1 (fastest) to 9 (smallest file at equal quality), of fidelity mode; decoding takes the same time.
         mode: "fidelity", "extreme" for the lowest rates, or "auto": extreme where bpp or size ask for less than
             fidelity can reach.
         mask_rate: the share, 0 to 1, of the coded groups of four latents that are left at what the prior expects; in
@@ -127,6 +127,9 @@ def _read(source: NicSource) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     try:
-        return Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
-    except OSError as error:
-        raise BadInput(f"{source} cannot be read: {error.strerror}") from error
+        data = Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(data, bytes):
+        raise BadInput(f"{source} gives text: open it in binary mode")
+    return data

@@ -10,10 +10,11 @@ from nic.bitstream.arrival import Arrival, cut_cell
 from nic.bitstream.container import salvage, unpack
 from nic.decoder import Ahead, Crop, PictureDecoder, decode_alpha, decode_begun, decode_latents, decode_words
 from nic.effort import check_options
-from nic.encoder import LEVELS, PictureEncoder, level_at, nearer
+from nic.encoder import PictureEncoder, level_at, nearer
 from nic.errors import BadFile, NicError, UsageError
 from nic.loaded import load_model, model_of
 from nic.models import store
+from nic.models.config import LEVELS
 from nic.pixels import Picture
 from nic.progress import expect
 from nic.refine import Refinement

@@ -1,6 +1,7 @@
 """A picture, or a part of it, from its cells: as many as there are."""
 
 import io
+import operator
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,8 +40,7 @@ class PictureDecoder:
     ) -> None:
         self.header = header
         self.refinement = refinement
-        self.box = (0, 0, header.width, header.height) if crop is None else crop
-        check_crop(self.box, header)
+        self.box = (0, 0, header.width, header.height) if crop is None else checked(crop, header)
         if crop is not None and refinement and refinement.consistent:
             raise UsageError("only whole pictures can be made consistent")
         self.model = model_of(header, device)
@@ -143,10 +143,15 @@ def decode_begun(header: Header, index: int, words: bytes, device: str) -> Tenso
     return latents if stages else None
 
 
-def check_crop(box: Crop, header: Header) -> None:
-    left, top, width, height = box
+def checked(crop: Crop, header: Header) -> Crop:
+    """A part of the picture, as plain integers; raises UsageError for what is none."""
+    try:
+        left, top, width, height = map(operator.index, crop)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{crop!r} is not left, top, width and height: four whole numbers") from error
     if min(left, top) < 0 or min(width, height) < 1 or left + width > header.width or top + height > header.height:
         raise UsageError(f"{width}x{height} at {left},{top} is not within the picture, {header.width}x{header.height}")
+    return left, top, width, height
 
 
 def crop_region(box: Crop) -> Slices:

@@ -6,6 +6,7 @@ from nic.bitstream.clip import salvage_clip
 from nic.bitstream.container import Chunk, chunks, holds_video, salvage, scan
 from nic.errors import UnknownModel
 from nic.models import store
+from nic.models.config import LEVELS
 from nic.models.order import Layer, coding_order
 
 __all__ = ["describe"]
@@ -43,7 +44,7 @@ def describe_video(data: bytes) -> dict[str, Any]:
         "frames_per_second": file.rate and round(float(file.rate), 3),
         "pixel_aspect": f"{clip.aspect_num}:{clip.aspect_den}",
         "group": clip.group,
-        "quality": round(clip.leaf / 2.52, 1),
+        "quality": round(100 * clip.leaf / LEVELS, 1),
         "model_id": header.model_id.hex(),
         "model": model_name(header.model_id),
         "bytes": len(data),
@@ -74,7 +75,7 @@ def describe(data: bytes) -> dict[str, Any]:
         "channels": header.channels,
         "bit_depth": header.bit_depth,
         "alpha": file.alpha is not None,
-        "quality": round(header.quality / 2.52, 1),
+        "quality": round(100 * header.quality / LEVELS, 1),
         "model_id": header.model_id.hex(),
         "model": model_name(header.model_id),
         "bytes": len(data),

@@ -19,15 +19,15 @@ from nic.effort import ITERATIONS, Coded, search_latents
 from nic.extreme import encode_indices
 from nic.loaded import entropy_tables, load_model
 from nic.models import store
+from nic.models.config import LEVELS
 from nic.models.prior import UNIT
 from nic.models.transforms import bits_per_error
 from nic.pixels import Picture
 from nic.progress import advance
 from nic.windows import analyze, analyze_latents, cell_slices, distortion_gradient, latent_grid, shrink, synthesize
 
-__all__ = ["LEVELS", "PictureEncoder", "level_at", "nearer", "psnr"]
+__all__ = ["PictureEncoder", "level_at", "nearer", "psnr"]
 
-LEVELS = 252  # highest quality level: quarters of a quality index
 DEFAULT_QUALITY = 50
 SEARCHED = 9  # levels that a bisection tries: 8, and the neighbour of what it finds may be one more
 REFINED = 5  # of them at more than the lowest effort, where that one has told where about to look
@@ -99,14 +99,17 @@ class PictureEncoder:
         return SEARCHED * self.quick().steps(decoding) + REFINED * self.steps(decoding)
 
     def search_size(self, target: float, nearest: bool = False) -> tuple[int, str]:
-        """The highest level whose file is no larger than ``target`` bytes, or the level nearest to it."""
+        """The highest level whose file is no larger than ``target`` bytes, or the level nearest to it; and a note."""
         above = self.search(lambda encoder, level: encoder.size_at(level) / target, strictly=True)
         candidates = [min(max(level, 0), LEVELS) for level in (above - 1, above)]
         best = min(candidates, key=lambda level: abs(self.size_at(level) - target)) if nearest else candidates[0]
+        if nearest:
+            bits = 8 / (self.picture.pixels.shape[0] * self.picture.pixels.shape[1])
+            return best, missed(bits * self.size_at(best), bits * target, best, "bits per pixel")
         return best, missed(self.size_at(best), target, best, "bytes")
 
     def search_psnr(self, target: float) -> tuple[int, str]:
-        """The lowest level that reaches ``target`` dB."""
+        """The lowest level that reaches ``target`` dB; and a note."""
         best = min(self.search(lambda encoder, level: encoder.psnr_at(level) / target), LEVELS)
         return best, missed(self.psnr_at(best), target, best, "dB")
 
@@ -172,14 +175,14 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
     if abs(value - target) <= 0.02 * target:
         return ""
     end = {0: "the lowest quality", LEVELS: "the highest quality"}.get(level, "the nearest quality")
-    wanted, found = (f"{x:,.0f}" if unit == "bytes" and x >= 1 else f"{x:.4g}" for x in (target, value))
-    return f"{wanted} {unit} cannot be met: {end} of this model gives {found} {unit}"
+    found, wanted = (f"{x:,.0f}" if unit == "bytes" else f"{x:.4g}" for x in (value, target))
+    return f"{found} {unit} instead of {wanted}: {end} of this model"
 
 
 @torch.no_grad()
 def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int, mask_rate: float) -> Coded:
     """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``."""
-    quality = torch.tensor([level / 4], device=model.device)
+    quality = torch.tensor([model.quality(level)], device=model.device)
     y, z = analyze(model, pixels, quality)
     weight = bits_per_error(quality, model.config)
 
@@ -214,7 +217,7 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int, mask_rate: 
         hyper = shrink((rows, columns))
         hyper_latents = z[:, :, hyper[0], hyper[1]]
         payload, decoded = encode_cell(
-            model, entropy_tables(model), y[:, :, rows, columns], hyper_latents, level / 4, mask_rate
+            model, entropy_tables(model), y[:, :, rows, columns], hyper_latents, model.quality(level), mask_rate
         )
         cells.append(payload)
         latents[:, :, rows, columns] = decoded / UNIT

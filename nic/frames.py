@@ -72,7 +72,7 @@ def encode_frame(
 ) -> CodedFrame:
     """Codes pixels [H, W, 3] uint8 from decoded references of that size, along ``motion`` (see ``search``)."""
     target = to_frame(pixels, model.device)
-    quality = torch.tensor([level / 4], device=model.device)
+    quality = torch.tensor([model.quality(level)], device=model.device)
     weight = bits_per_error(quality, model.config)
     head = Encoder(tables_of(model))
     known = [to_frame(frame, model.device) for frame in references]
@@ -121,7 +121,7 @@ def read_frames(
 
 def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
     latents = latents.contiguous(memory_format=torch.channels_last)
-    images: Tensor = model.synthesis(latents, torch.tensor([level / 4], device=model.device))
+    images: Tensor = model.synthesis(latents, torch.tensor([model.quality(level)], device=model.device))
     return images
 
 
@@ -138,7 +138,7 @@ def put_latents(model: Model, encoder: Encoder, y: Tensor, z: Tensor, level: int
     latents = torch.empty_like(y)
     for rows, columns in cell_slices(*y.shape[2:]):
         hyper = shrink((rows, columns))
-        cell = put_cell(model, encoder, y[:, :, rows, columns], z[:, :, hyper[0], hyper[1]], level / 4)
+        cell = put_cell(model, encoder, y[:, :, rows, columns], z[:, :, hyper[0], hyper[1]], model.quality(level))
         latents[:, :, rows, columns] = cell / UNIT
     return latents
 

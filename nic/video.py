@@ -22,12 +22,13 @@ from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS, MAX_GROUPS
 from nic.effort import check_options
-from nic.encoder import LEVELS, level_at, psnr
+from nic.encoder import level_at, psnr
 from nic.errors import BadFile, BadOutput, NicError, UsageError
 from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, read_group, to_frame
 from nic.loaded import load_model
 from nic.media import Source, part_of
 from nic.models import store
+from nic.models.config import LEVELS
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, Place
 from nic.models.transforms import LATENT, bits_per_error
@@ -135,7 +136,7 @@ def compress(
     job.finish(target)
     written = os.path.getsize(target)
     if size is not None and abs(written - size) > 0.1 * size:
-        notes.append(f"{size:,} bytes cannot be met: the file has {written:,}")
+        notes.append(f"{written:,} bytes instead of {size:,}: a video's size is only estimated before it is coded")
     return Encoded(written, job.psnr, (*notes, *job.notes))
 
 
@@ -207,7 +208,7 @@ class ClipEncoder:
             return
         middle = len(self.source.ticks) // self.length // 2 * self.length
         frames = list(islice(self.source.frames(middle), min(TRIAL, self.length)))
-        quality = torch.tensor([level / 4])
+        quality = torch.tensor([self.model.quality(level)])
         weight = bits_per_error(quality, self.model.config) / 255**2
 
         def cost(span: int) -> float:
@@ -279,7 +280,7 @@ class ClipEncoder:
 
     def sample(self, pixels: np.ndarray, coded: CodedFrame, level: int, seed: int) -> Sample:
         """A frame, or a window of it, for fitting."""
-        quality = torch.tensor([level / 4], device=self.model.device)
+        quality = torch.tensor([self.model.quality(level)], device=self.model.device)
         chance = torch.Generator().manual_seed(seed)
         room = [max(1, side - WINDOW + 1) for side in coded.latents.shape[2:]]
         corner = [int(torch.randint(side, (1,), generator=chance)) for side in room]

@@ -1,5 +1,6 @@
 """The Pillow plugin and the functions of `import nic`."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,17 @@ def test_opening_loads_no_torch(compressed: bytes, tmp_path: Path) -> None:
     code = f"import sys, nic; from PIL import Image; print(Image.open({str(path)!r}).size, 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "(80, 96) False\n"
+
+
+def test_what_cannot_be_read_or_cut_out_is_one_error(photo: np.ndarray, tmp_path: Path) -> None:
+    data = nic.encode(photo, effort=1)
+    (tmp_path / "a.nic").write_bytes(data)
+    with (tmp_path / "a.nic").open("rb") as closed:
+        pass
+    for source in (closed, io.StringIO("text"), "a\0b"):
+        with pytest.raises(BadInput):
+            nic.info(source)  # type: ignore[arg-type]
+    for crop in ((), (0, 0, 8), (0, 0, 8.5, 8), (0, 0, 8, 800)):
+        with pytest.raises(UsageError, match="four whole numbers|not within"):
+            nic.decode(data, crop=crop)  # type: ignore[arg-type]
+    assert nic.decode(data, crop=np.array([8, 8, 16, 24])).size == (16, 24)  # type: ignore[arg-type]

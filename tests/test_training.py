@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nic import codec
-from nic.encoder import PictureEncoder
+from nic.errors import UnknownModel
 from nic.loaded import load_model
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
@@ -103,14 +104,18 @@ def weights(checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WEIGHTS", weights.parent)
-    model = store.load("test")
+    """From a folder that takes precedence over the shipped models; who decodes needs it, too."""
+    shutil.copy(weights, weights.parent / "fidelity.safetensors")
+    monkeypatch.setenv("NIC_MODELS", str(weights.parent))
     picture = Picture(skimage.data.coffee()[:200, :300])
-    encoder = PictureEncoder(picture, model)
-    data_at = [encoder.encode(level)[0] for level in (0, 252)]
-    assert len(data_at[0]) < len(data_at[1])
-    decoded = codec.decompress(data_at[1]).pixels
+    small, large = (codec.compress(picture, quality=quality, effort=1).data for quality in (0, 100))
+    assert len(small) < len(large) and codec.unpack(small).header.model_id == store.load_from(weights, "cpu").id
+    decoded = codec.decompress(large).pixels
     assert np.mean((decoded.astype(float) - picture.pixels) ** 2) < 2000
+    assert len(list(store.available())) > 4  # shipped ones are there as before
+    monkeypatch.delenv("NIC_MODELS")
+    with pytest.raises(UnknownModel, match="is not installed"):
+        codec.decompress(large)
 
 
 def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageConfig, TrainConfig]) -> None:

@@ -1,5 +1,6 @@
 """Rate-distortion plots: solid lines with markers are measured in this run, dashed ones are published."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _plot(axes: Axes, curves: list[Row], metric: str) -> dict[Key, Line2D]:
 
     measured = [rates for (kind, _), (rates, _) in points.items() if kind == "measured"]
     rates = np.concatenate(measured or [np.array(RATES)])
-    high = min(RATES[1], rates.max())
+    high = min(RATES[1], rates.max()) if rates.min() < RATES[1] else rates.max()
     low = min(rates.min(), high / 2)
     axes.set_xscale("log")
     axes.set_xlim(low / MARGIN, high * MARGIN)
@@ -116,7 +117,7 @@ def _keys(curves: list[Row]) -> list[Key]:
 def _points(curves: list[Row], key: Key, metric: str) -> np.ndarray:
     """[2, n] float64: the rates, rising, and the metric there."""
     rows = [row for row in curves if (row["kind"], row["codec"]) == key and row.get(metric) is not None]
-    return np.array(sorted((row["bpp"], row[metric]) for row in rows), dtype=float).T
+    return np.array(sorted((row["bpp"], row[metric]) for row in rows if math.isfinite(row[metric])), dtype=float).T
 
 
 def _at(points: np.ndarray, rates: np.ndarray | float) -> np.ndarray:

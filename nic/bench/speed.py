@@ -26,14 +26,16 @@ __all__ = ["macs", "measure"]
 # A small process between this one and the measured one, because Linux starts a child's peak memory at its parent's.
 LAUNCHER = [sys.executable, "-S", "-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"]
 SIDE = 512  # pixels, for macs
+LEAST = 1.0  # seconds of calls: processors are slow to wake, and their clocks coarse
 
 
 def measure(image: Path, codec: str, setting: float, runs: int) -> "list[Row]":
     """Rows of one codec: codec, setting, bytes, step ("load", "encode", "decode"), wall_s, cpu_s, peak_mb.
 
     Encoding and decoding are each measured in a fresh process, with as many threads as the codec takes.
-    wall_s, cpu_s: medians of ``runs`` calls after one that warms up, the latter of all threads and child processes;
-    those of "load" are what imports, the making of the codec and its first encoding take beyond the median encoding.
+    wall_s, cpu_s: medians of ``runs`` calls, or of as many as a second holds, after one that warms up, the latter of
+    all threads and child processes; those of "load" are what imports, the making of the codec and its first encoding
+    take beyond the median encoding.
     peak_mb: peak resident memory in 10^6 bytes of the process or, if larger, of one of its child processes, with the
     interpreter, the decoded picture and all that was loaded; "load" has that of encoding.
     """
@@ -69,7 +71,7 @@ def child(step: str, path: str, name: str, setting: str, runs: str, file: str) -
     call: Callable[[], Any] = partial(codec.encode, image, float(setting))
     if step == "decode":
         call = partial(codec.decode, Path(file).read_bytes(), image.size)
-    for _ in range(1 + int(runs)):
+    while len(clocks) < 2 + int(runs) or clocks[-1][0] - clocks[1][0] < LEAST:
         output = call()
         clocks.append(clock())
     if step == "encode":

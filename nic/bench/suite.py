@@ -80,7 +80,7 @@ def run(paths: Sequence[Path], folder: Path, options: Options, say: Callable[[st
         curves=rows,
         bd=curves.bjontegaard_deltas(rows, names),
         table=curves.at_rates(rows, names),
-        speed=speeds(sources[0].path, rows, labels, folder, min(options.runs, 1) if options.quick else options.runs),
+        speed=speeds(sources[0], points, labels, folder, min(options.runs, 1) if options.quick else options.runs),
         macs=speed.macs(),
         skipped=skipped | lacking,
         failed=failed,
@@ -155,9 +155,9 @@ def is_kodak(sources: list[measure.Source]) -> bool:
     return all(source.path.stem.startswith("kodim") and source.width * source.height == 768 * 512 for source in sources)
 
 
-def speeds(photo: Path, rows: list[Row], labels: dict[str, str], folder: Path, runs: int) -> list[Row]:
-    """Time and memory of each codec on one picture near SPEED_RATE, one codec after the other, kept from earlier runs
-    on the same machine; without ``runs``, of none."""
+def speeds(photo: measure.Source, rows: list[Row], labels: dict[str, str], folder: Path, runs: int) -> list[Row]:
+    """Time and memory of each codec on one picture at the point of ``rows`` nearest to SPEED_RATE, one codec after the
+    other, kept from earlier runs on the same machine; without ``runs``, of none."""
     if not runs:
         return []
     path = folder / "speed.csv"
@@ -165,13 +165,14 @@ def speeds(photo: Path, rows: list[Row], labels: dict[str, str], folder: Path, r
     here = machine()
     result = []
     for name in tqdm(labels, unit="codec", desc="speed", disable=None):
-        points = [row for row in rows if row["codec"] == name]
-        if not points:
+        own = [row for row in rows if (row["codec"], row["image_hash"], row["target"]) == (name, photo.hash, None)]
+        if not own:
             continue
-        nearest = min(points, key=lambda row: abs(row["bpp"] - SPEED_RATE))
-        head = {"picture": photo.name, "version": nearest["source"], "runs": runs, "machine": here}
-        same = [row for row in known if row["codec"] == name and all(str(row[x]) == str(y) for x, y in head.items())]
-        measured = same or [head | row for row in speed.measure(photo, name, nearest["setting"], runs)]
+        nearest = min(own, key=lambda row: abs(row["bpp"] - SPEED_RATE))
+        head = {"picture": photo.path.name, "version": nearest["version"], "runs": runs, "machine": here}
+        wanted = head | {"codec": name, "setting": nearest["setting"]}
+        same = [row for row in known if all(str(row[x]) == str(y) for x, y in wanted.items())]
+        measured = same or [head | row for row in speed.measure(photo.path, name, nearest["setting"], runs)]
         result += [row | {"label": labels[name]} for row in measured]
     measure.write_csv(path, result)
     return result
@@ -179,12 +180,12 @@ def speeds(photo: Path, rows: list[Row], labels: dict[str, str], folder: Path, r
 
 def provenance(sources: list[measure.Source], options: Options) -> dict[str, str]:
     """What was run, on what, with which versions."""
-    model = store.find(store.DEFAULT)
+    modes = {"nic": store.FIDELITY, "nic-extreme": store.EXTREME}
     return {
         "date": date.today().isoformat(),
         "nic": nic.__version__,
         "commit": commit(),
-        "model": model["id"],
+        **{mode: store.find(mode)["id"] for codec, mode in modes.items() if codec in options.codecs},
         "pictures": f"{len(sources)} pictures" + f" cut to {measure.QUICK_SIDE} pixels a side" * options.quick,
         "machine": machine(),
         "python": platform.python_version(),
@@ -240,7 +241,8 @@ def markdown(results: Results) -> str:
     shown = {row["metric"] for row in results.table}
     compared = [name for name in ("psnr", "ms_ssim_db", "lpips", "dists", "ssimulacra2") if name in shown]
     rates = [str(rate) for rate in curves.RATES]
-    bd = {(row["anchor"], row["metric"]): row["bd_rate"] for row in results.bd if row["codec"] == "nic"}
+    sound = [row for row in results.bd if row["codec"] == "nic" and not row["note"]]  # of curves that overlap widely
+    bd = {(row["anchor"], row["metric"]): row["bd_rate"] for row in sound}
     titles = [f"{rate} bpp" for rate in rates] + [f"nic, {metrics.METRICS[name].label}" for name in compared]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for row in results.table:
@@ -268,10 +270,13 @@ def overlaps(results: Results) -> list[str]:
 
 
 def caption(results: Results) -> str:
-    """What the table shows, of which model, when and where."""
-    run = results.run
+    """What the table shows, of which models, when and where."""
+    run, dates = results.run, sorted({str(row["date"]) for row in results.points})
+    models = [f"`{run[mode]}` ({mode})" for mode in (store.FIDELITY, store.EXTREME) if run.get(mode)]
     return (
         f"\nRGB PSNR in dB at equal rates, mean of {run['pictures']}; then BD-rates of nic against each codec: how many"
-        " per cent more bits nic takes at an equal metric, less is better. *Published* figures are in italics.\n"
-        f"Model `{run['model']}`, nic {run['nic']}, {run['date']}, {run['machine']}.\n"
+        " per cent more bits nic takes at an equal metric, less is better; none where the curves overlap too little."
+        " *Published* figures are in italics.\n"
+        f"Model {' and '.join(models)}, nic {run['nic']}, {' to '.join(dict.fromkeys([dates[0], dates[-1]]))},"
+        f" {run['machine']}.\n"
     )

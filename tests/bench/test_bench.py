@@ -67,7 +67,7 @@ def test_files(report: tuple[click.testing.Result, Path]) -> None:
         assert bool(point["chunks"]) == (point["codec"] == "nic")
     whole = json.loads((folder / "results.json").read_text())
     assert len(whole["curves"]) == sum(per_codec.values())
-    assert whole["run"]["model"] in whole["curves"][0]["source"]
+    assert whole["run"]["fidelity"] in whole["curves"][0]["source"]
 
 
 def test_what_cannot_be_measured_is_told_and_decides_the_exit_code(report: tuple[click.testing.Result, Path]) -> None:

@@ -162,6 +162,12 @@ def test_up_is_better_on_every_axis(plotted: Path) -> None:
     assert "lower is better" not in (plotted / "rd_psnr.svg").read_text()
 
 
+def test_curves_beyond_two_bits_and_without_error_are_drawn(tmp_path: Path) -> None:
+    rows = [row | {"bpp": 9.0 + row["bpp"], "psnr": math.inf if row["bpp"] > 1 else 30.0} for row in make_curves()]
+    plots.draw(rows, "psnr", tmp_path)
+    assert list(tmp_path.iterdir())
+
+
 def test_the_axis_of_rates_is_logarithmic_and_ends_at_two_bits(plotted: Path) -> None:
     places = ticks(plotted / "rd_psnr.svg", "x")
     assert set(places) == {0.1, 0.2, 0.5, 1, 2}

@@ -121,7 +121,7 @@ def test_wrong_arguments_exit_2(pictures: Path, tmp_path: Path) -> None:
         (["info", "text.nic"], 4, "nic: text.nic: not a .nic file"),
         (["verify", "photo.png"], 4, "nic: photo.png: not a .nic file"),
         (["compress", "photo.png", "photo.nic"], 6, "nic: photo.png: photo.nic exists"),
-        (["compress", "photo.png", "sub"], 2, "nic: give IN and OUT"),
+        (["compress", "photo.png", "sub"], 2, "nic: sub is a folder: write -o before it"),
         (["compress", "-f", "photo.png", "sub/another.JPG"], 2, "nic: sub/another.JPG is called like a picture"),
         (["compress", "photo.png", "photo.png/out.nic"], 6, "nic: photo.png: photo.png/out.nic cannot be written: "),
         (["decompress", "photo.nic", "name"], 2, "nic: photo.nic: a name without a suffix names no format: use .png, "),
@@ -475,3 +475,15 @@ def test_a_terminal_gets_no_binary(pictures: Path) -> None:
     os.close(parent)
     assert result.returncode == 2
     assert b"terminal" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress", "info", "verify"])
+def test_an_empty_name_is_not_the_current_folder(pictures: Path, command: str) -> None:
+    names = ("", "-o", "out") if "press" in command else ("",)
+    result = nic(command, *names)
+    assert result.exit_code == 2 and "one of the names is empty" in result.output
+
+
+def test_a_folder_as_output_needs_its_option(pictures: Path) -> None:
+    result = nic("compress", pictures / "photo.png", pictures)
+    assert result.exit_code == 2 and "write -o before it" in result.output

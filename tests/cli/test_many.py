@@ -52,6 +52,7 @@ def test_jobs_and_resume(folder: Path) -> None:
     _, stderr = process.communicate()
     assert process.returncode == 0
     assert stderr.count("->") == 1 and one.exists()
+    assert "11 of 12 outputs were there already" in stderr and re.search(r"^1 of 12 files,", stderr, re.MULTILINE)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path != one)
     process = nic(folder, "decompress", "out", "-o", "back", "-j", "2", "--quiet")
     _, stderr = process.communicate()
