@@ -13,7 +13,7 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): twelve hours on one core
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): fifteen hours on one core
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/tiny-rounding
 	nic codebook fit $(RUN)/tiny-rounding/last.pt $(RUN)/tiny.safetensors --data $(DATA) --crops 150
 	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/tiny-vq --learning-rate 5e-4 \
@@ -24,9 +24,9 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	nic train image --config small --data $(DATA) --minutes 20 --bfloat16 -o $(RUN)/vq --learning-rate 3e-4 \
 	    --start-from $(RUN)/rounding/last.pt --codebooks $(RUN)/rounding.safetensors
 	nic codebook fit $(RUN)/vq/last.pt $(RUN)/small.safetensors --data $(DATA) --crops 500
-	nic train image --config medium --data $(DATA) --minutes 250 --bfloat16 -o $(RUN)/medium \
+	nic train image --config medium --data $(DATA) --minutes 350 --bfloat16 -o $(RUN)/medium \
 	    --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
-	nic train image --config medium --data $(DATA) --minutes 35 --bfloat16 -o $(RUN)/medium-large --batch 3 --crop 384 \
+	nic train image --config medium --data $(DATA) --minutes 100 --bfloat16 -o $(RUN)/medium-large --batch 3 --crop 384 \
 	    --learning-rate 2e-4 --start-from $(RUN)/medium/last.pt --codebooks $(RUN)/small.safetensors
 	nic codebook fit $(RUN)/medium-large/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "photographs and graphics, see docs/training-log.md"
