@@ -24,6 +24,7 @@ from nic.models.indices import STEPS, IndexPrior, step_positions
 from nic.models.prior import UNIT
 from nic.models.recovery import Recovery, smooth_fill
 from nic.models.training import extreme, indices, recovery
+from nic.models.training.data import Photos, read_photos
 from nic.models.training.image import train as train_fidelity
 from nic.models.training.perceptual import Lpips, Perceptual
 from nic.pixels import Picture
@@ -220,6 +221,20 @@ def test_the_order_of_codewords_is_a_tree_of_clusters() -> None:
     assert torch.equal(ordered.unique(dim=0), points.unique(dim=0))
     variance = [float(ordered.view(count, -1, 2).var(dim=1).mean()) for count in (1, 2, 4, 8, 16)]
     assert variance == sorted(variance, reverse=True) and variance[-1] < 0.2 * variance[0]
+
+
+def test_pairs_of_unused_codewords_come_back(photographs: Path) -> None:
+    """Sixteen codewords, twelve of them far from every latent: each takes a part of the cell of a used one nearby."""
+    assert extreme.busy_neighbours(torch.tensor([5, 0, 0, 0, 9, 1, 0, 0])).tolist() == [0, 0, 0, 0, 4, 4, 4, 4]
+    torch.manual_seed(0)
+    model = ExtremeCodec(dataclasses.replace(CONFIG, index_bits=4))
+    photos = Photos(read_photos([photographs], "train", 1), torch.device("cpu"))
+    latents = model.analysis(photos.crops(1, 256), torch.zeros(1))[0].flatten(1).T.detach()
+    model.codebook.anchors.fill_(1e3)
+    model.codebook.anchors[:4] = latents[:4]
+    extreme.fit_codebooks(model, photos)
+    found = model.analysis(photos.crops(8, 256), torch.full((8,), 63.0)).movedim(1, -1).flatten(0, 2)
+    assert len(nearest(found, model.codebook.codewords(1)).unique()) == 16
 
 
 def test_k_means_uses_every_codeword() -> None:
