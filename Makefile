@@ -42,9 +42,9 @@ weights-extreme:  ## train the extreme mode from the small codec of `weights`; b
 	    -o $(RUN)/indices --note "photographs and graphics, see docs/training-log.md"
 	nic train recovery models/weights/extreme.safetensors --data $(DATA) --minutes 8 -o $(RUN)/recovery
 
-weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 140 minutes
-	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 140 -o $(RUN)/refiner \
-	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 2 \
+weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 160 minutes
+	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 160 -o $(RUN)/refiner \
+	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 3 \
 	    --note "photographs and graphics, see docs/training-log.md"
 
 CLIPS ?= ../shared/data/video/train
