@@ -77,7 +77,8 @@ def test_quantizer_counts_the_bits_and_the_error_of_real_files() -> None:
         row = script["measure"](model, model.prior, script["tables"](model.codebooks), [photo], quality, None)
         bits = 8 * len(unpack(encoder.encode(4 * quality)[0]).cells[0])
         assert row["bpp"] * photo[..., 0].size == pytest.approx(bits, rel=0.002, abs=64)
-        assert row["psnr"] == pytest.approx(encoder.psnr_at(4 * quality), abs=0.03)
+        rounding = 10 * np.log10(1 + 10 ** (row["psnr"] / 10) / 255**2 / 12)  # to 8 bits, which files do, too
+        assert row["psnr"] - rounding == pytest.approx(encoder.psnr_at(4 * quality), abs=0.015)
 
 
 def test_scalar_tables_code_rounded_samples_at_their_entropy() -> None:
