@@ -69,4 +69,4 @@ def euler(state: Tensor, end: Tensor, start: float, stop: float) -> Tensor:
 
 def reach(config: RefinerConfig) -> int:
     """How far pixels depend on others, in units of 16 pixels."""
-    return config.deep_blocks + 2 * -(-config.trunk_blocks // 2)
+    return config.deep_blocks + 2 * -(-config.trunk_blocks // 2) + 1  # colours are compared with those around, too

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nic.errors import UsageError
 from nic.models import store
@@ -92,7 +93,7 @@ def refine(
                 if state is None
                 else cut(state, outer).float()
             )
-            end = refiner(x, decoded, torch.tensor([time], device=device), quality, extreme)
+            end = with_colours_of(decoded, refiner(x, decoded, torch.tensor([time], device=device), quality, extreme))
             part = [pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True)]
             there, across = map(pixels_of, inner)
             yield (there, across), decoded[:, :, *part], x[:, :, *part], end[:, :, *part]
@@ -110,6 +111,12 @@ def refine(
         blended = to_pixels(torch.lerp(decoded, end.clamp(0, 1), refinement.strength), channels, 8 * pixels.itemsize)
         room[:] = blended[: room.shape[0], : room.shape[1]]
     return refined
+
+
+def with_colours_of(decoded: Tensor, images: Tensor) -> Tensor:
+    """Images [1, 3, H, W] whose means over 16x16 pixels, and what lies smoothly between these, are those of others."""
+    coarse = F.avg_pool2d(images - decoded, LATENT)
+    return images - F.interpolate(coarse, scale_factor=LATENT, mode="bilinear")
 
 
 def grid(height: int, width: int) -> tuple[int, int]:

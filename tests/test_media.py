@@ -313,14 +313,15 @@ def as_shown(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def test_turned_and_mirrored_frames_become_upright(tmp_path: Path, told: str) -> None:
     """As ffmpeg shows them; the shape of pixels turns, too."""
     plain, other = tmp_path / "plain.mp4", tmp_path / "other.mp4"
-    with ClipWriter(str(plain), ".mp4", WIDTH, HEIGHT, Fraction(1, 25), Fraction(2)) as writer:
-        writer.add(still(0), 0)
+    pixels = np.ascontiguousarray(still(0)[1:, 1:])  # odd sides: 4:4:4, whose chroma does not depend on the direction
+    with ClipWriter(str(plain), ".mp4", WIDTH - 1, HEIGHT - 1, Fraction(1, 25), Fraction(2)) as writer:
+        writer.add(pixels, 0)
     ffmpeg(*told.split(), "-i", plain, "-c", "copy", other)
     source = Source.open(str(other))
     (frame,) = source.frames()
     sideways = "90" in told or "270" in told
     assert source.aspect == (Fraction(1, 2) if sideways else 2) and (source.width < source.height) == sideways
-    assert psnr([frame], [as_shown(other, frame.shape)]) > 40
+    assert np.abs(frame - as_shown(other, frame.shape).astype(int)).max() <= 2
 
 
 def test_lossless_video_tells_its_pixel_aspect(tmp_path: Path) -> None:

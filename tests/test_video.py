@@ -235,18 +235,24 @@ def test_a_part_file_of_other_settings_is_not_taken(clip: Path, tmp_path: Path, 
     assert len(video.read((tmp_path / "clip.nic").read_bytes()).groups) == 1
 
 
-def test_a_part_file_of_another_effort_is_not_taken(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(video, "GROUP", 2)
-    target, fresh = str(tmp_path / "clip.nic"), str(tmp_path / "fresh.nic")
+def begin(source: Source, target: str, **options: Any) -> None:
+    """Codes at effort 1, until it is interrupted behind the first group of two."""
 
     def stop(progress: video.Progress) -> None:
         if progress.done > 0.7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        video.compress(Source.open(str(clip), 0, 4), target, effort=1, progress=stop)
+        video.compress(source, target, effort=1, progress=stop, **options)
+    assert len(salvage_clip(Path(f"{target}.part").read_bytes()).groups) == 1
+
+
+def test_a_part_file_of_another_effort_is_not_taken(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "GROUP", 2)
+    target, fresh = str(tmp_path / "clip.nic"), str(tmp_path / "fresh.nic")
+    begin(Source.open(str(clip), 0, 4), target)
     for name, resume in ((target, True), (fresh, False)):
         done = video.compress(Source.open(str(clip), 0, 4), name, effort=2, resume=resume)
         assert any("coded anew" in note for note in done.notes) == resume
@@ -274,14 +280,7 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(clip: Path, tm
 def test_a_part_file_of_other_frames_is_not_taken(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "GROUP", 2)
     target, fresh = str(tmp_path / "clip.nic"), str(tmp_path / "fresh.nic")
-
-    def stop(progress: video.Progress) -> None:
-        if progress.done > 0.7:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        video.compress(Source.open(str(clip), 0, 4), target, effort=1, audio=False, progress=stop)
-    assert len(salvage_clip(Path(f"{target}.part").read_bytes()).groups) == 1
+    begin(Source.open(str(clip), 0, 4), target, audio=False)
     for name, resume in ((target, True), (fresh, False)):
         video.compress(Source.open(str(clip), 2, 6), name, effort=1, audio=False, resume=resume)
     assert Path(target).read_bytes() == Path(fresh).read_bytes()
