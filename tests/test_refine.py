@@ -205,7 +205,7 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
         "--perceptual",
         perceptual,
         "--minutes",
-        0.05,
+        0.1,
         "--workers",
         1,
         "--adversary",
