@@ -55,18 +55,19 @@ class Encoder:
         self._tables = tables
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def put(self, symbols: NDArray[np.int32], classes: NDArray[np.uint8]) -> None:
-        """Code `symbols` [n], each with the table of its class in `classes` [n].
+    def put(self, symbols: NDArray[np.int32], classes: NDArray[np.uint8], tables: Tables | None = None) -> None:
+        """Code `symbols` [n], each with the table of its class in `classes` [n]; `tables`: others than the encoder's.
 
         Raises ValueError for a symbol or a class that the tables do not have.
         """
+        tables = tables or self._tables
         if symbols.shape != classes.shape:
             raise ValueError(f"{symbols.shape} symbols with {classes.shape} classes")
-        for index, positions in self._tables.batches(classes):
+        for index, positions in tables.batches(classes):
             batch = symbols[positions]
-            if batch.min() < 0 or batch.max() >= len(self._tables.bits[index]):
+            if batch.min() < 0 or batch.max() >= len(tables.bits[index]):
                 raise ValueError(f"a symbol of class {index} lies outside its table")
-            model = self._tables.models[index]
+            model = tables.models[index]
             if model is not None:
                 self._coder.encode(batch, model)
 
@@ -97,20 +98,21 @@ class Decoder:
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
         self._mirror = Encoder(tables)  # encodes again what was decoded, see `finish`
 
-    def get(self, classes: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The symbols [n] of `classes` [n], in the order of `classes`.
+    def get(self, classes: NDArray[np.uint8], tables: Tables | None = None) -> NDArray[np.int32]:
+        """The symbols [n] of `classes` [n], in the order of `classes`; `tables`: others than the decoder's.
 
         Raises BadFile for words that no encoder writes; other damage gives wrong symbols, each within its table.
         """
+        tables = tables or self._tables
         symbols = np.zeros(classes.shape, np.int32)
-        for index, positions in self._tables.batches(classes):
-            model = self._tables.models[index]
+        for index, positions in tables.batches(classes):
+            model = tables.models[index]
             if model is not None:
                 try:
                     symbols[positions] = self._coder.decode(model, len(positions))
                 except AssertionError:  # how constriction reports words outside the current range
                     raise BadFile("damaged cell: its words decode to no symbols") from None
-        self._mirror.put(symbols, classes)
+        self._mirror.put(symbols, classes, tables)
         return symbols
 
     @property

@@ -1,13 +1,12 @@
 """Frames of a video between pixels and words: groups of them, each a prediction plus a coded residual.
 
 One frame goes the way of a picture (nic/codec.py): analysis, prior, codebooks, range coder, and synthesis, which is the
-network of this clip. What goes that way is the frame minus its prediction (nic/models/video.py).
+network of this clip. What goes that way is the frame minus its prediction (nic/models/video.py), along its motion
+(nic/motion.py).
 """
 
-import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,30 +14,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nic.bitstream.clip import Clip, ClipFile, Group
-from nic.bitstream.entropy import Decoder, Encoder, Tables
+from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header
 from nic.cells import get_groups, put_cell
 from nic.effort import Coded, search_latents
+from nic.loaded import entropy_tables
+from nic.models.motion import Found, choose, search
 from nic.models.order import Layer, Place, coding_order
-from nic.models.prior import CELL, CLASSES, GROUP, UNIT
+from nic.models.prior import CELL, UNIT
 from nic.models.store import Model
 from nic.models.transforms import LATENT, bits_per_error
-from nic.models.video import GREY, Motion, predict, search, worth_of
-from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
+from nic.models.video import BLOCK, GREY, predict
+from nic.motion import MotionTables, get_flag, get_motion, put_flag, put_motion
 from nic.windows import cell_slices, latent_grid, shrink
 
-__all__ = ["CodedFrame", "decode_group", "encode_group", "level_of", "read_group", "tables_of"]
-
-CLASS_TABLE = ESCAPE_CLASS + 1  # the table of scale classes, all equally likely
-COARSE = 4  # blocks a side of one coarse motion vector
-TRIED_CLASSES = tuple(range(0, CLASSES, 3))  # of motion
-
-
-@lru_cache(maxsize=4)
-def tables_of(model: Model) -> Tables:
-    """The model's tables, and one for scale classes that are sent."""
-    even = np.full(CLASSES, 2**24 // CLASSES, np.uint32)
-    return Tables([*model.codebooks.frequency_tables(), even])
+__all__ = ["CodedFrame", "decode_group", "encode_group", "level_of", "read_group"]
 
 
 def level_of(header: Header, clip: Clip, layer: Layer) -> int:
@@ -59,64 +49,76 @@ def to_frame(pixels: np.ndarray, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class CodedFrame:
-    """A frame's words, and what a decoder makes of them: pixels [H, W, 3] uint8; latents and prediction for fitting."""
+    """A frame's words, and what a decoder makes of them: pixels [H, W, 3] uint8; latents and prediction for fitting.
+
+    latents: None where the prediction is better off without a residual.
+    """
 
     words: bytes
     pixels: np.ndarray
-    latents: Tensor
+    latents: Tensor | None
     prediction: Tensor
 
 
 def encode_frame(
-    model: Model, pixels: np.ndarray, references: list[np.ndarray], motion: Motion, level: int, iterations: int
+    model: Model,
+    pixels: np.ndarray,
+    references: list[np.ndarray],
+    found: list[Found],
+    tables: MotionTables,
+    level: int,
+    iterations: int,
 ) -> CodedFrame:
-    """Codes pixels [H, W, 3] uint8 from decoded references of that size, along ``motion`` (see ``search``)."""
+    """Codes pixels [H, W, 3] uint8 from decoded references of that size, for each of which vectors were found."""
     target = to_frame(pixels, model.device)
-    quality = torch.tensor([model.quality(level)], device=model.device)
-    weight = bits_per_error(quality, model.config)
-    head = Encoder(tables_of(model))
+    worth = bits_per_error(torch.tensor([model.quality(level)], device=model.device), model.config)
     known = [to_frame(frame, model.device) for frame in references]
-    worth = worth_of(target, known, motion, weight)
-    prediction = predict(known, put_motion(model, head, motion, worth, len(known)))
-    residual = (target - prediction + GREY).contiguous(memory_format=torch.channels_last)
-    valid = slice(pixels.shape[0]), slice(pixels.shape[1])
+    field = choose(target, known, found, float(worth))
+    encoder = Encoder(entropy_tables(model))
+    if known:
+        put_motion(encoder, tables, field[0].permute(1, 2, 0).cpu().numpy(), len(known))
+    prediction = predict(known, field)
+    plain = encoder.copy()
+    put_flag(plain, tables, False)
+    put_flag(encoder, tables, True)
+    words, latents = encode_residual(model, encoder, target - prediction + GREY, level, iterations, *pixels.shape[:2])
+    tried = [
+        CodedFrame(words, reconstruct(model, prediction, latents, level, *pixels.shape[:2]), latents, prediction)
+        for words, latents in ((words, latents), (plain.finish(), None))
+    ]
+    return min(
+        tried, key=lambda frame: 8 * len(frame.words) + float(worth) * squared_error(pixels, frame.pixels) / 255**2
+    )
+
+
+@torch.no_grad()
+def encode_residual(
+    model: Model, begun: Encoder, residual: Tensor, level: int, iterations: int, height: int, width: int
+) -> tuple[bytes, Tensor]:
+    """The words that were begun, with the latents of a residual [1, 3, h, w]; these latents. height, width: shown."""
+    quality = torch.tensor([model.quality(level)], device=model.device)
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    y = model.analysis(residual, quality)
+    hyper = model.hyper_analysis(y)
 
     def code(targets: Tensor) -> Coded:
-        encoder = head.copy()
+        encoder = begun.copy()
         latents = put_latents(model, encoder, targets, hyper, level)
         return Coded((encoder.finish(),), latents)
 
     def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
         with torch.set_grad_enabled(directed):
             variable = latents.detach().clone().requires_grad_(directed)
-            wrong = (synthesize(model, variable, level) - residual)[:, :, valid[0], valid[1]]
-            error = weight * wrong.square().sum()
+            wrong = (synthesize(model, variable, level) - residual)[:, :, :height, :width]
+            error = bits_per_error(quality, model.config) * wrong.square().sum()
             return error.item(), torch.autograd.grad(error, variable)[0] if directed else None
 
-    with torch.no_grad():
-        y = model.analysis(residual, quality)
-        hyper = model.hyper_analysis(y)
-        coded = search_latents(code, distortion, y, iterations) if iterations else code(y)
-        decoded = reconstruct(model, prediction, coded.latents, level, *pixels.shape[:2])
-    return CodedFrame(coded.cells[0], decoded, coded.latents, prediction)
+    coded = search_latents(code, distortion, y, iterations) if iterations else code(y)
+    return coded.cells[0], coded.latents
 
 
-@torch.inference_mode()
-def read_frames(
-    model: Model, payloads: Sequence[bytes], references: Sequence[int], levels: Sequence[int], rows: int, columns: int
-) -> list[tuple[Motion, Tensor]]:
-    """Motion and latents [1, M, rows, columns] of frames from their words; raises BadFile.
-
-    references: how many each frame has. No pixels are needed, so the prior takes all frames at once.
-    """
-    decoders = [Decoder(tables_of(model), words) for words in payloads]
-    motions = [
-        get_motion(model, decoder, rows, columns, count) for decoder, count in zip(decoders, references, strict=True)
-    ]
-    latents = get_latents(model, decoders, rows, columns, levels)
-    for decoder in decoders:
-        decoder.finish()
-    return list(zip(motions, latents[:, None], strict=True))
+def squared_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.square(a.astype(np.float32) - b).sum())
 
 
 def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
@@ -126,9 +128,12 @@ def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
 
 
 @torch.inference_mode()
-def reconstruct(model: Model, prediction: Tensor, latents: Tensor, level: int, height: int, width: int) -> np.ndarray:
-    """Prediction plus residual, rounded to 8 bits: what is shown, and what other frames are predicted from."""
-    image = (prediction + synthesize(model, latents, level) - GREY)[0, :, :height, :width].clamp(0, 1)
+def reconstruct(
+    model: Model, prediction: Tensor, latents: Tensor | None, level: int, height: int, width: int
+) -> np.ndarray:
+    """Prediction plus residual, if any, in 8 bits: what is shown, and what other frames are predicted from."""
+    image = prediction if latents is None else prediction + synthesize(model, latents, level) - GREY
+    image = image[0, :, :height, :width].clamp(0, 1)
     pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels
 
@@ -143,102 +148,37 @@ def put_latents(model: Model, encoder: Encoder, y: Tensor, z: Tensor, level: int
     return latents
 
 
-def get_latents(model: Model, decoders: Sequence[Decoder], height: int, width: int, levels: Sequence[int]) -> Tensor:
-    """The latents [B, M, height, width] that come next in the words of B frames, in steps."""
-    quality = torch.tensor(levels, device=model.device) / 4
+@dataclass(frozen=True)
+class Begun:
+    """A frame whose words are read up to its latents."""
+
+    place: Place
+    level: int
+    field: Tensor
+    decoder: Decoder
+    has_residual: bool
+
+
+def get_latents(model: Model, frames: Sequence[Begun], height: int, width: int) -> list[Tensor]:
+    """The latents [1, M, height, width] of each frame, in steps, that come next in its words."""
+    if not frames:
+        return []
+    quality = torch.tensor([frame.level for frame in frames], device=model.device) / 4
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
         classes = scale_classes.cpu().numpy().astype(np.uint8)
-        groups = [get_groups(model, *frame) for frame in zip(decoders, classes, strict=True)]
+        groups = [get_groups(model, frame.decoder, own) for frame, own in zip(frames, classes, strict=True)]
         return torch.stack(groups).to(means)
 
-    latents = None
+    latents: list[Tensor] = []
     for rows, columns in cell_slices(height, width):
         cell = model.prior.decode(rows.stop - rows.start, columns.stop - columns.start, quality, source)
-        for decoder in decoders:
-            decoder.check()  # before a false claim of a huge frame costs time and memory
-        if latents is None:
-            latents = cell.new_empty(*cell.shape[:2], height, width)
-        latents[:, :, rows, columns] = cell / UNIT
-    assert latents is not None
+        for frame in frames:
+            frame.decoder.check()  # before a false claim of a huge frame costs time and memory
+        latents = latents or [cell.new_empty(1, cell.shape[1], height, width) for _ in frames]
+        for whole, part in zip(latents, cell, strict=True):
+            whole[0, :, rows, columns] = part / UNIT
     return latents
-
-
-# --- motion: flow of 4x4 blocks, then what each block adds to its own, then the blends of 2x2 blocks; groups of four
-
-
-def put_motion(model: Model, encoder: Encoder, motion: Motion, worth: Motion, references: int) -> Motion:
-    """Codes motion against 0, 1 or 2 references; returns what it decodes to. worth: see ``worth_of``."""
-    if not references:
-        return motion
-    flow, flow_worth = (field.movedim(1, 3) for field in (motion.flow, worth.flow))
-    total = F.avg_pool2d(worth.flow, COARSE, divisor_override=1)
-    mean = F.avg_pool2d(worth.flow * motion.flow, COARSE, divisor_override=1) / total
-    coarse = upsampled(put_field(model, encoder, mean.movedim(1, 3), total.movedim(1, 3)))
-    decoded = (coarse + put_field(model, encoder, flow - coarse, flow_worth)).movedim(3, 1)
-    if references == 1:
-        return Motion(decoded, motion.blend)
-    blend, blend_worth = (F.pixel_unshuffle(field, 2).movedim(1, 3) for field in (motion.blend, worth.blend))
-    blends = put_field(model, encoder, blend, blend_worth)
-    return Motion(decoded, F.pixel_shuffle(blends.movedim(3, 1), 2))
-
-
-def get_motion(model: Model, decoder: Decoder, height: int, width: int, references: int) -> Motion:
-    """The motion of height x width blocks that comes next."""
-    motion = Motion(*(torch.zeros(1, channels, height, width, device=model.device) for channels in (4, 1)))
-    if not references:
-        return motion
-    coarse = upsampled(get_field(model, decoder, height // COARSE, width // COARSE))
-    decoded = (coarse + get_field(model, decoder, height, width)).movedim(3, 1)
-    if references == 1:
-        return Motion(decoded, motion.blend)
-    blends = get_field(model, decoder, height // 2, width // 2)
-    return Motion(decoded, F.pixel_shuffle(blends.movedim(3, 1), 2))
-
-
-def upsampled(field: Tensor) -> Tensor:
-    return field.repeat_interleave(COARSE, 1).repeat_interleave(COARSE, 2)
-
-
-def put_field(model: Model, encoder: Encoder, field: Tensor, worth: Tensor) -> Tensor:
-    """Codes a field [1, h, w, 4] with the class that suits it best; returns what it decodes to.
-
-    worth: what a squared step off each number costs in bits.
-    """
-    groups = field.reshape(-1, GROUP) * UNIT
-    tried = {c: choose(model, groups, c, worth.reshape(-1, GROUP)) for c in TRIED_CLASSES}
-    best = min(tried, key=lambda c: tried[c][0])
-    _, symbols, decoded = tried[best]
-    escaped = symbols == model.codebooks.escape_symbols[best]
-    steps = (decoded[escaped] / UNIT).flatten()
-    encoder.put(np.array([best], np.int32), np.array([CLASS_TABLE], np.uint8))
-    for numbers, table in ((symbols, best), (steps + ESCAPE_MAX, ESCAPE_CLASS)):
-        encoder.put(numbers.cpu().numpy().astype(np.int32), np.full(len(numbers), table, np.uint8))
-    return (decoded / UNIT).view(field.shape)
-
-
-def get_field(model: Model, decoder: Decoder, height: int, width: int) -> Tensor:
-    best = decoder.get(np.array([CLASS_TABLE], np.uint8))[0]
-    groups = get_groups(model, decoder, np.full(height * width, best, np.uint8))
-    return (groups.to(model.device).float() / UNIT).view(1, height, width, GROUP)
-
-
-def choose(model: Model, groups: Tensor, c: int, worth: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Rate and distortion in bits of groups [G, 4], fixed point, in class c; the symbols; what they decode to.
-
-    worth: what a squared step off each number costs in bits, [G, 4].
-    """
-    books, codewords, bits = model.codebooks, model.codebooks.codewords[c], model.codebooks.bits[c]
-    vectors, worth = (x.reshape(-1, codewords.shape[1]) for x in (groups, worth / UNIT**2))
-    cost = torch.addmm(bits[: len(codewords)], worth, codewords.square().T)
-    cost = cost.addmm_(worth * vectors, codewords.T, alpha=-2) + (worth * vectors.square()).sum(dim=1, keepdim=True)
-    steps = torch.round(vectors / UNIT).clamp(-ESCAPE_MAX, ESCAPE_MAX)
-    if len(bits) > len(codewords):  # there is an escape
-        escaped = books.escape_bits[steps.long() + ESCAPE_MAX] + worth * (vectors - steps * UNIT).square()
-        cost = torch.cat([cost, bits[-1] + escaped.sum(dim=1, keepdim=True)], dim=1)
-    best, symbols = cost.min(dim=1)
-    known = codewords[symbols.clamp(max=len(codewords) - 1)]
-    return float(best.sum()), symbols, torch.where((symbols < len(codewords))[:, None], known, steps * UNIT)
 
 
 # --- groups
@@ -246,20 +186,20 @@ def choose(model: Model, groups: Tensor, c: int, worth: Tensor) -> tuple[float, 
 
 @dataclass(frozen=True)
 class GroupMotion:
-    """The motion of every frame of a group, in coding order: independent of quality and of the network."""
+    """What was found of the motion of every frame of a group, in coding order: for all qualities and networks."""
 
     order: list[Place]
-    fields: list[Motion]
+    found: list[list[Found]]
 
     @classmethod
     def search(cls, model: Model, frames: list[np.ndarray], span: int) -> "GroupMotion":
         """Block matching between the original frames."""
         order = coding_order(len(frames), span)
-        fields = []
+        found = []
         for place in order:  # as floats, all frames of a group would take gigabytes
             current, *references = (to_frame(frames[i], model.device) for i in (place.frame, *place.references))
-            fields.append(search(current, references))
-        return cls(order, fields)
+            found.append([search(current, reference) for reference in references])
+        return cls(order, found)
 
 
 def encode_group(
@@ -272,10 +212,10 @@ def encode_group(
 ) -> list[bytes]:
     """The words of frames [H, W, 3] uint8 in coding order; ``after`` sees each frame when it is coded."""
     decoded: dict[int, np.ndarray] = {}
-    coded = []
-    for place, field in zip(motion.order, motion.fields, strict=True):
+    coded, tables = [], MotionTables()
+    for place, found in zip(motion.order, motion.found, strict=True):
         references = [decoded[index] for index in place.references]
-        frame = encode_frame(model, frames[place.frame], references, field, level(place.layer), iterations)
+        frame = encode_frame(model, frames[place.frame], references, found, tables, level(place.layer), iterations)
         decoded[place.frame] = frame.pixels
         coded.append(frame.words)
         after(place, frame)
@@ -292,32 +232,50 @@ def decode_group(
     order = coding_order(len(group.frames), file.clip.span)
     needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
     decoded: dict[int, np.ndarray] = {}
-    for place, level, motion, latents in read_group(model, file, group, needed):
-        prediction = predict([to_frame(decoded[i], model.device) for i in place.references], motion)
+    for place, level, field, latents in read_group(model, file, group, needed):
+        prediction = predict([to_frame(decoded[i], model.device) for i in place.references], field)
         decoded[place.frame] = reconstruct(model, prediction, latents, level, file.header.height, file.header.width)
     yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
 
 
+@torch.inference_mode()
 def read_group(
     model: Model, file: ClipFile, group: Group, needed: Container[int] | None = None
-) -> Iterator[tuple[Place, int, Motion, Tensor]]:
-    """Place, quality level, motion and latents of a group's frames in coding order, or of those needed.
+) -> Iterator[tuple[Place, int, Tensor, Tensor | None]]:
+    """Place, quality level, motion and latents, if any, of a group's frames in coding order, or of those needed.
 
-    Raises BadFile.
+    No pixels are needed, so the prior takes many frames at once. The tables of motion have seen all earlier frames, so
+    that motion is read of every frame up to the last one needed. Raises BadFile.
     """
-    waiting = [
-        (place, words, level_of(file.header, file.clip, place.layer))
-        for place, words in zip(coding_order(len(group.frames), file.clip.span), group.frames, strict=True)
-        if needed is None or place.frame in needed
-    ]
-    grid = latent_grid(file.header.height, file.header.width)
-    at_once = max(1, CELL**2 // math.prod(grid))
-    while waiting:
-        places, payloads, levels = zip(*waiting[:at_once], strict=True)
-        del waiting[:at_once]
-        read = read_frames(model, payloads, [len(place.references) for place in places], levels, *grid)
-        for place, level, (motion, latents) in zip(places, levels, read, strict=True):
-            yield place, level, motion, latents
+    rows, columns = latent_grid(file.header.height, file.header.width)
+    at_once = max(1, CELL**2 // (rows * columns))
+    order = coding_order(len(group.frames), file.clip.span)
+    last = max(index for index, place in enumerate(order) if needed is None or place.frame in needed)
+    tables = MotionTables()
+    waiting: list[Begun] = []
+    for index, (place, words) in enumerate(zip(order[: last + 1], group.frames, strict=False)):
+        decoder = Decoder(entropy_tables(model), words)
+        field = read_motion(model, decoder, tables, rows, columns, len(place.references))
+        if needed is None or place.frame in needed:
+            level = level_of(file.header, file.clip, place.layer)
+            waiting.append(Begun(place, level, field, decoder, get_flag(decoder, tables)))
+        if len(waiting) == at_once or index == last:
+            latents = iter(get_latents(model, [frame for frame in waiting if frame.has_residual], rows, columns))
+            for frame in waiting:
+                frame.decoder.finish()
+                yield frame.place, frame.level, frame.field, next(latents) if frame.has_residual else None
+            waiting.clear()
+
+
+def read_motion(
+    model: Model, decoder: Decoder, tables: MotionTables, rows: int, columns: int, references: int
+) -> Tensor:
+    """The field [1, 5, h, w] of a frame of rows x columns latents that comes next in its words."""
+    height, width = (side * LATENT // BLOCK for side in (rows, columns))
+    if not references:
+        return torch.zeros(1, 5, height, width, dtype=torch.int32, device=model.device)
+    field = get_motion(decoder, tables, height, width, references)
+    return torch.from_numpy(field).to(model.device).permute(2, 0, 1)[None]
 
 
 def ancestors(order: list[Place], frame: int) -> set[int]:

@@ -24,7 +24,16 @@ from nic.bitstream.limits import MAX_GROUP_PIXELS, MAX_GROUPS
 from nic.effort import check_options
 from nic.encoder import level_at, psnr
 from nic.errors import BadFile, BadOutput, NicError, UsageError
-from nic.frames import CodedFrame, GroupMotion, decode_group, encode_group, level_of, read_group, to_frame
+from nic.frames import (
+    CodedFrame,
+    GroupMotion,
+    decode_group,
+    encode_group,
+    level_of,
+    read_group,
+    squared_error,
+    to_frame,
+)
 from nic.loaded import load_model
 from nic.media import Source, part_of
 from nic.models import store
@@ -48,7 +57,6 @@ FIT_GROUPS = 2  # groups from which the clip's network is learned
 WINDOW = 32  # latents a side of what a sample holds of a frame: 512 pixels
 SEARCHES = 5  # sizes tried for a target
 LEVELS_PER_E = 55  # quality levels for e times the bytes, about; measured
-LEAST_SLOPE = 1e-3  # of the logarithm of the size, for a level
 OVERHEAD = 4  # bytes of a frame besides its words
 
 
@@ -236,19 +244,23 @@ class ClipEncoder:
     def search(self, size: int) -> int:
         """The highest of the levels tried whose file has ``size`` bytes or less, or the lowest of them.
 
-        Judged by the sampled groups, without fitting. The logarithm of the size is taken to be linear in the level,
-        through the two nearest of those tried.
+        Judged by the sampled groups, without fitting. Between two levels tried, the logarithm of the size is taken to
+        be linear.
         """
         sizes: dict[int, float] = {}
         level = LEVELS // 3
         for _ in range(SEARCHES):
             sizes[level] = math.log(self.bytes_at(level) / max(1, size))
-            best, *others = sorted(sizes, key=lambda tried: abs(sizes[tried]))
-            slope = (sizes[best] - sizes[others[0]]) / (best - others[0]) if others else 1 / LEVELS_PER_E
-            level = min(max(best - round(sizes[best] / max(slope, LEAST_SLOPE)), 0), LEVELS)
+            fitting = max((tried for tried in sizes if sizes[tried] <= 0), default=None)
+            larger = min((tried for tried in sizes if fitting is None or tried > fitting), default=None)
+            if fitting is None or larger is None:
+                level = min(max(level - round(sizes[level] * LEVELS_PER_E), 0), LEVELS)
+            else:
+                share = sizes[fitting] / (sizes[fitting] - sizes[larger])
+                level = min(max(fitting + round(share * (larger - fitting)), fitting + 1), larger - 1)
             if level in sizes:
                 break
-        return max((tried for tried in sizes if sizes[tried] <= 0), default=min(sizes))
+        return min(sizes) if fitting is None else fitting
 
     def bytes_at(self, level: int) -> float:
         """The size of the file, about."""
@@ -267,9 +279,12 @@ class ClipEncoder:
         for frames, motion in self.sampled():
 
             def keep(place: Place, frame: CodedFrame, frames: list[np.ndarray] = frames) -> None:
-                samples.append(self.sample(frames[place.frame], frame, above(level, place.layer), len(samples)))
+                if sample := self.sample(frames[place.frame], frame, above(level, place.layer), len(samples)):
+                    samples.append(sample)
 
             encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0, keep)
+        if not samples:
+            return None
         counted = sum(sample.height * sample.width for sample in samples)
         scale = self.source.width * self.source.height * len(self.source.ticks) / counted
         steps = exponents(self.model.synthesis, samples, scale)
@@ -278,8 +293,10 @@ class ClipEncoder:
         gain = worth(self.model, samples) - worth(apply_weights(self.model, payload), samples)
         return payload if gain * scale > 8 * len(payload) else None
 
-    def sample(self, pixels: np.ndarray, coded: CodedFrame, level: int, seed: int) -> Sample:
-        """A frame, or a window of it, for fitting."""
+    def sample(self, pixels: np.ndarray, coded: CodedFrame, level: int, seed: int) -> Sample | None:
+        """A frame with a residual, or a window of it, for fitting."""
+        if coded.latents is None:
+            return None
         quality = torch.tensor([self.model.quality(level)], device=self.model.device)
         chance = torch.Generator().manual_seed(seed)
         room = [max(1, side - WINDOW + 1) for side in coded.latents.shape[2:]]
@@ -389,10 +406,6 @@ class Job:
         )
         ticks = self.encoder.source.ticks[start : start + len(frames)]
         return Group(ticks, tuple(coded))
-
-
-def squared_error(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.square(a.astype(np.float32) - b).sum())
 
 
 # --- decoding

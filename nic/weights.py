@@ -13,7 +13,7 @@ from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.fields import Reader
 from nic.cells import get_groups, put_groups
 from nic.errors import BadFile
-from nic.frames import TRIED_CLASSES, choose, tables_of
+from nic.loaded import entropy_tables
 from nic.models.fit import EXPONENTS, Sample
 from nic.models.prior import CLASSES, GROUP, UNIT
 from nic.models.store import Model
@@ -22,11 +22,12 @@ from nic.models.vq import RATE_WEIGHT
 __all__ = ["apply_weights", "encode_weights", "worth"]
 
 SAMPLED = 2000  # groups of a tensor by which its class is chosen
+TRIED_CLASSES = range(0, CLASSES, 3)
 
 
 def encode_weights(model: Model, changes: dict[str, Tensor], steps: dict[str, int]) -> bytes:
     """The payload of WGTS for changes of some of the synthesis' parameters in steps of 2^-steps[name]."""
-    encoder = Encoder(tables_of(model))
+    encoder = Encoder(entropy_tables(model))
     head = bytearray()
     for name in sorted(dict(model.synthesis.named_parameters())):
         if name not in changes:
@@ -35,8 +36,7 @@ def encode_weights(model: Model, changes: dict[str, Tensor], steps: dict[str, in
         groups = to_groups(changes[name])
         chance = torch.Generator().manual_seed(0)
         some = groups[torch.randperm(len(groups), generator=chance)[:SAMPLED]]
-        weights = torch.full_like(some, 1 / RATE_WEIGHT)
-        best = min(TRIED_CLASSES, key=lambda c: choose(model, some, c, weights)[0])
+        best = min(TRIED_CLASSES, key=lambda c: cost_in_class(model, some, c))
         classes = torch.full((len(groups),), best, device=groups.device)
         if not model.codebooks.quantize(groups, classes)[1].any():
             head += bytes([0, 0])
@@ -44,6 +44,13 @@ def encode_weights(model: Model, changes: dict[str, Tensor], steps: dict[str, in
         head += bytes([steps[name], best])
         put_groups(model, encoder, groups, classes)
     return bytes(head) + encoder.finish()
+
+
+def cost_in_class(model: Model, groups: Tensor, scale_class: int) -> float:
+    """Rate and distortion in bits of groups [G, 4], fixed point, if all are of one class."""
+    encoder = Encoder(entropy_tables(model))
+    decoded = put_groups(model, encoder, groups, torch.full((len(groups),), scale_class, device=groups.device))
+    return 8 * len(encoder.finish()) + float(((groups - decoded) / UNIT).square().sum()) / RATE_WEIGHT
 
 
 def apply_weights(model: Model, payload: bytes | None) -> Model:
@@ -54,7 +61,7 @@ def apply_weights(model: Model, payload: bytes | None) -> Model:
     reader = Reader(payload, "WGTS chunk")
     parameters = dict(sorted(synthesis.named_parameters()))
     heads = {name: reader.take(2) for name in parameters}
-    decoder = Decoder(tables_of(model), reader.take(reader.remaining))
+    decoder = Decoder(entropy_tables(model), reader.take(reader.remaining))
     for name, value in parameters.items():
         exponent, scale_class = heads[name]
         if (exponent, scale_class) == (0, 0):

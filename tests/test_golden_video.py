@@ -16,13 +16,11 @@ import skimage.data
 import torch
 
 from nic import video
-from nic.frames import level_of, read_frames
+from nic.frames import read_group
 from nic.loaded import load_model
 from nic.media import Source
 from nic.models import store
-from nic.models.order import coding_order
 from nic.models.prior import UNIT
-from nic.windows import latent_grid
 
 GOLDEN = Path(__file__).parent / "golden" / "video"
 FRAMES, WIDTH, HEIGHT = 10, 141, 99
@@ -40,18 +38,14 @@ def source() -> np.ndarray:
 
 
 def symbols_digest(data: bytes) -> str:
-    """Of motion and latents of all frames, as int32 in 1/64 steps, and of the network's differences."""
+    """Of motion, as int32, and latents, as int32 in 1/64 steps, of all frames, and of the network's differences."""
     file = video.read(data)
     model = load_model(file.header.model_id, "cpu")
-    rows, columns = latent_grid(file.header.height, file.header.width)
     digest = hashlib.sha256(file.weights or b"")
     for _, group in sorted(file.groups.items()):
-        order = coding_order(len(group.frames), file.clip.span)
-        references = [len(place.references) for place in order]
-        levels = [level_of(file.header, file.clip, place.layer) for place in order]
-        for motion, latents in read_frames(model, group.frames, references, levels, rows, columns):
-            for part in (motion.flow, motion.blend, latents):
-                digest.update((part * UNIT).numpy().astype("<i4").tobytes())
+        for _, _, field, latents in read_group(model, file, group):
+            digest.update(field.numpy().astype("<i4").tobytes())
+            digest.update(b"" if latents is None else (latents * UNIT).numpy().astype("<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -21,18 +21,15 @@ from PIL import Image
 from nic import video
 from nic.bitstream.clip import Clip, Group, pack_end, pack_group, pack_start, salvage_clip
 from nic.bitstream.container import chunks, pack_chunk
-from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cli.main import cli
 from nic.errors import BadFile, BadInput, BadOutput, UsageError
-from nic.frames import get_motion, put_motion, tables_of
 from nic.loaded import load_model
 from nic.media import ClipWriter, Source, looks_like_video
 from nic.models import store
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, coding_order
 from nic.models.prior import Prior
-from nic.models.video import FLOW_STEP, Motion, predict, search, worth_of
 from nic.weights import apply_weights, encode_weights, worth
 
 TICKS = (0, 40, 80, 160, 200, 240, 300, 330, 370)  # milliseconds: a variable frame rate
@@ -186,16 +183,16 @@ def test_options_out_of_range_are_refused(clip: Path, tmp_path: Path, wrong: dic
 
 def test_size_target(clip: Path, tmp_path: Path) -> None:
     frames = Source.open(str(clip), 0, 4)
-    for bpp in (0.5, 1.5):
+    for bpp in (0.3, 0.8):
         size = video.compress(frames, str(tmp_path / "a"), bpp=bpp, effort=1, audio=False).size
         assert size == pytest.approx(bpp * 4 * WIDTH * HEIGHT / 8, rel=0.1)
 
 
 def test_forward_frames_are_near_where_much_moves(tmp_path: Path) -> None:
-    """A pan that is too fast to be predicted over eight frames, against a still."""
+    """A pan that is too fast to be predicted over four frames, against a still."""
     photo = skimage.data.astronaut()
     spans = []
-    for step in (0, 8):
+    for step in (0, 14):
         frames = [np.ascontiguousarray(photo[100:164, step * i : step * i + 96]) for i in range(9)]
         source = Source.open(str(write_clip(tmp_path / f"{step}.mkv", frames, audio=False)))
         encoder = video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[1])
@@ -426,7 +423,7 @@ def test_a_video_beyond_the_limits_is_refused_before_any_work(clip: Path) -> Non
         video.ClipEncoder(source, load_model(store.VIDEO, "cpu"), video.EFFORTS[9])
 
 
-@pytest.mark.parametrize("words", [b"", b"\0\0\0\0"])
+@pytest.mark.parametrize("words", [b"\0\0\0\xc0", b"\0\0\0\xc0\0\0\0\0"])  # a residual follows
 def test_a_huge_claim_costs_little(words: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """16384x16384 pixels in 90 bytes, every checksum right: refused at the first cell of 256."""
     cells = 0
@@ -581,32 +578,6 @@ def test_coding_order(length: int, span: int) -> None:
     assert all(coded.frame not in referred for coded in order if coded.layer is Layer.LEAF)
     assert all(coded.frame in referred for coded in order if coded.layer is Layer.MIDDLE)
     assert max(depth.values()) <= 1 + -(-length // span) + span.bit_length()
-
-
-def test_search_finds_a_pan() -> None:
-    first, second = (torch.from_numpy(frame).permute(2, 0, 1)[None] / 255 for frame in pan(2, 192, 128))
-    motion = search(second, [first])
-    inner = motion.flow[0, :2, 1:-1, 1:-1] * FLOW_STEP
-    assert torch.allclose(inner.median(dim=2)[0].median(dim=1)[0], torch.tensor([3.0, 1.0]), atol=0.26)
-    error = (predict([first], motion) - second)[:, :, 16:-16, 16:-16].square().mean()
-    assert error < 0.2 * (first - second)[:, :, 16:-16, 16:-16].square().mean()
-
-
-def test_motion_is_exact_only_where_it_shows() -> None:
-    """The left half is plain. A vector far off is coded as an escape; what is read is what the encoder goes on with."""
-    model = load_model(store.VIDEO, "cpu")
-    frames = [torch.from_numpy(frame).permute(2, 0, 1)[None] / 255 for frame in pan(3, 192, 128)]
-    for frame in frames:
-        frame[:, :, :, :96] = 0.5
-    motion = Motion(torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 1, 8, 12))
-    motion.flow[0, 0, 4, 9] = 300
-    worth = worth_of(frames[1], [frames[0], frames[2]], motion, 1e4)
-    encoder = Encoder(tables_of(model))
-    coded = put_motion(model, encoder, motion, worth, 2)
-    error = (coded.flow - motion.flow).square()
-    assert error[..., 7:].mean() < 0.25 < 0.5 < error[..., :5].mean()
-    read = get_motion(model, Decoder(tables_of(model), encoder.finish()), 8, 12, 2)
-    assert torch.equal(read.flow, coded.flow) and torch.equal(read.blend, coded.blend)
 
 
 def test_network_of_a_clip() -> None:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nic.models.motion import choose, search
 from nic.models.order import coding_order
 from nic.models.prior import UNIT
 from nic.models.store import Model
-from nic.models.video import GREY, predict, search
+from nic.models.transforms import bits_per_error
+from nic.models.video import GREY, predict
 
 __all__ = ["in_motion", "residual_pictures"]
 
@@ -44,11 +46,13 @@ def residual_pictures(model: Model, clip: np.ndarray, seed: int = 0) -> Iterator
         for coded in coding_order(len(group), chance.choice(SPANS)):
             known = [decoded[reference] for reference in coded.references]
             current = frames[coded.frame : coded.frame + 1]
-            prediction = predict(known, search(current, known))
+            quality = torch.tensor([max(0.0, key - LOWER) if known else key], device=model.device)
+            found = [search(current, frames[reference : reference + 1]) for reference in coded.references]
+            field = choose(current, known, found, float(bits_per_error(quality, model.config)))
+            prediction = predict(known, field)
             residual = current - prediction + GREY
             if known:
                 yield (residual[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            quality = torch.tensor([max(0.0, key - LOWER) if known else key], device=model.device)
             decoded[coded.frame] = (prediction + reconstruct(model, residual, quality) - GREY).clamp(0, 1)
 
 
