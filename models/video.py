@@ -52,25 +52,25 @@ def predict(references: list[Tensor], field: Tensor) -> Tensor:
     if not references:
         return torch.full((1, 3, height, width), GREY, device=field.device)
     (above, below, down), (left, right, across) = (neighbours(side, field.device) for side in (height, width))
-    prediction = torch.zeros(3, height * width, device=field.device)
+    states, number = field[0].flatten(1).unique(dim=1, return_inverse=True)
+    number = number.view(field.shape[2:])
     corners = [
-        (field[0, :, rows][:, :, columns].flatten(1), (down_share[:, None] * across_share).flatten())
+        (number[rows][:, columns].flatten(), (down_share[:, None] * across_share).flatten())
         for rows, down_share in ((above, 1 - down), (below, down))
         for columns, across_share in ((left, 1 - across), (right, across))
     ]
-    pixel = torch.arange(height * width, device=field.device)
-    for index, (block, share) in enumerate(corners):
-        for other, others_share in corners[index + 1 :]:  # what several corners agree on is fetched once
-            same = (block == other).all(dim=0)
-            share += torch.where(same, others_share, 0)
-            others_share[same] = 0
-        for number, frame in enumerate(references):
-            counts = (block[4] == BOTH) | (block[4] == FIRST + number)
-            places = (counts & (share > 0)).nonzero()[:, 0]
-            x, y = block[2 * number : 2 * number + 2, places] * VECTOR_UNIT
-            rows, columns = pixel[places] // width + y, pixel[places] % width + x
-            weight = share[places] * torch.where(block[4, places] == BOTH, 0.5, 1.0)
-            prediction[:, places] += weight * fetch(frame, rows[None], columns[None])[0, :, 0]
+    prediction = torch.zeros(3, height * width, device=field.device)
+    for corner, (block, share) in enumerate(corners):
+        for other, others_share in corners[corner + 1 :]:  # what several corners agree on is fetched once
+            same = block == other
+            share.addcmul_(others_share, same)
+            others_share.masked_fill_(same, 0)
+        for index, frame in enumerate(references):
+            weight = share * torch.tensor([0.5, index == 0, index == 1], device=field.device)[states[4]][block]
+            places = weight.nonzero()[:, 0]
+            x, y = states[2 * index : 2 * index + 2].float()[:, block[places]] * VECTOR_UNIT
+            rows, columns = places // width + y, places % width + x
+            prediction[:, places] += weight[places] * fetch(frame, rows[None], columns[None])[0, :, 0]
     return prediction.view(1, 3, height, width).clamp_(0, 1)
 
 

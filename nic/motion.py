@@ -28,7 +28,15 @@ SOURCE = SPLIT + SPLITS
 RESIDUAL = SOURCE + SOURCES
 ADAPTIVE = RESIDUAL + RESIDUALS
 EVEN = ADAPTIVE  # tables of 2, 4, ..., 2048 equal frequencies
-ALPHABETS = KINDS * (5,) + SPLITS * (2,) + SOURCES * (3,) + RESIDUALS * (BUCKETS,)
+START = """
+91111 99111 91311 97615 91112 93112 91211 93315 91112 94112 91112 92213 91111 91111 91111 91115
+91114 92115 91113 93215 91111 91111 91111 81119
+91 93 94 99 94 94 97 97 93 99 93 69 95 79 89 69 94 79 95 59 99 69 49 39 29 19 11 11 19 19 11 11
+955 997 987
+34357898961111 98555211211111 79873221111111 79795221111111 25467978741111
+57466698841111 89675211111111 69573111111111 59653311111111 35579886521111
+35456796621111 49133111111111 89786311111111 69565221111111 35657985411111
+"""  # counts when a group begins, one digit for each symbol: as in four clips, see docs/decisions.md
 INCREASE = 2  # of a count for each symbol
 Exchange = Callable[[np.ndarray, np.ndarray], np.ndarray]  # true symbols and their tables -> symbols
 
@@ -37,7 +45,7 @@ class MotionTables:
     """What the motion of a group's frames has been so far: counts, and the tables that are made of them."""
 
     def __init__(self) -> None:
-        self.counts = [np.ones(symbols, np.uint64) for symbols in ALPHABETS]
+        self.counts = [np.array([int(digit) for digit in table], np.uint64) for table in START.split()]
         self.seen: list[tuple[np.ndarray, np.ndarray]] = []
         self.even = [np.full(2**bits, 2 ** (PRECISION - bits), np.uint32) for bits in range(1, BUCKETS - 2)]
         self.tables = self.made()

@@ -1,5 +1,8 @@
 """Motion of frames: fields searched in moving photographs, coded, and read by a second reader made from the format."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import skimage.data
@@ -10,7 +13,7 @@ from nic.bitstream.entropy import PRECISION, Decoder, Encoder, Tables
 from nic.errors import BadFile
 from nic.models.motion import choose, search
 from nic.models.video import BLOCK, BOTH, FIRST, GREY, SECOND, VECTOR_UNIT, predict, warp
-from nic.motion import MotionTables, frequencies, get_motion, put_motion
+from nic.motion import START, MotionTables, frequencies, get_motion, put_motion
 
 BITS = Tables([np.full(2, 2 ** (PRECISION - 1), np.uint32)])
 WORTH = 2e4  # bits of a squared error
@@ -229,3 +232,9 @@ def test_vectors_beyond_the_border_see_it_repeated() -> None:
     frame = window(0, 0, 64, 64)
     field = torch.tensor([-4 * 200, 0, 0, 0, FIRST])[None, :, None, None].expand(1, 5, 8, 8)
     assert torch.allclose(predict([frame], field), frame[:, :, :, :1].expand(-1, -1, -1, 64), atol=1e-6)
+
+
+def test_format_has_the_counts() -> None:
+    text = (Path(__file__).parent.parent / "bitstream" / "FORMAT.md").read_text()
+    told = re.search(r"table after table:\n\n((?:    [\d ]+\n)+)", text)
+    assert told and told[1].split() == START.split()
