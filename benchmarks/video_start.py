@@ -37,7 +37,8 @@ def samples_of(path: str) -> tuple[store.Model, list[Sample], int]:
     samples: list[Sample] = []
 
     def keep(place: Place, frame: CodedFrame) -> None:
-        samples.append(encoder.sample(frames[place.frame], frame, video.above(level, place.layer), 0))
+        if sample := encoder.sample(frames[place.frame], frame, video.above(level, place.layer), 0):
+            samples.append(sample)
 
     motion = GroupMotion.search(model, frames, encoder.span)
     coded = encode_group(model, frames, motion, lambda layer: video.above(level, layer), 0, keep)

@@ -131,19 +131,27 @@ def choose(current: Tensor, references: list[Tensor], found: list[Found], bits_p
         return torch.zeros(1, 5, height, width, dtype=torch.int64, device=current.device)
     choice = Choice(current, references, bits_per_error)
     new = {size: choice.best_vectors([vectors[size] for vectors in found], size) for size in SQUARES}
-    choice.fill(enlarged(new[SQUARES[0]], SQUARES[0]))
     still = torch.zeros_like(new[SQUARES[0]])
     still[:, 4] = BOTH if len(references) == 2 else FIRST
+    settled = []
+    for start in (new[SQUARES[0]], still):
+        choice.fill(enlarged(start, SQUARES[0]))
+        settle(choice, new, still[:, :, :1, :1])
+        settled.append((choice.energy(), choice.field))
+    return min(settled, key=lambda result: result[0])[1]
+
+
+def settle(choice: "Choice", new: Found, still: Tensor) -> None:
+    """Proposes states until few are taken: new ones [1, 5, ...] by size of square, neighbours', and stillness."""
     for _ in range(SWEEPS):
         for size in (2 * SQUARES[0], *SQUARES):
-            if size in new:
-                choice.propose(new[size], VECTOR_BITS)
+            for states in [new[size]] if size in new else [new[SQUARES[0]][:, :, i::2, i::2] for i in (0, 1)]:
+                choice.propose(states, VECTOR_BITS)
             for down, right in BESIDE:
                 choice.propose(just_beside(choice.field, size, down, right))
             choice.propose(choice.field[:, :, size // 2 :: size, size // 2 :: size])
             height, width = (side // size for side in choice.field.shape[2:])
-            choice.propose(still[:, :, :1, :1].expand(-1, -1, height, width))
-    return choice.field
+            choice.propose(still.expand(-1, -1, height, width))
 
 
 class Choice:
@@ -156,6 +164,10 @@ class Choice:
 
     def fill(self, field: Tensor) -> None:
         self.field, self.cost = field, self.cost_of(field)
+
+    def energy(self) -> float:
+        """What the field and the errors that it leaves will cost in bits."""
+        return float(self.cost.sum()) + EDGE_BITS / 2 * float(borders(self.field, 1).sum())
 
     def cost_of(self, field: Tensor) -> Tensor:
         """What the error of each block will cost in bits, [1, 1, h, w].
