@@ -35,8 +35,8 @@ class Blocks:
         grey = F.pad(luma(frame), (BLOCK,) * 4, mode="replicate")
         still = grey.new_zeros(1, 2, *grey.shape[2:])
         shifts = [grey.new_tensor([x, y])[:, None, None] * VECTOR_UNIT for y in range(4) for x in range(4)]
-        phases = [warp(grey, still + shift) for shift in shifts]
-        self.phases = (torch.cat(phases, dim=1)[0] * 255).round_().clamp_(0, 255).byte()
+        phases = [(255 * warp(grey, still + shift)[0]).round_().clamp_(0, 255).byte() for shift in shifts]
+        self.phases = torch.cat(phases)
         height, width = (side // BLOCK for side in frame.shape[2:])
         self.rows = BLOCK * torch.arange(1, height + 1, device=frame.device)[:, None]
         self.columns = BLOCK * torch.arange(1, width + 1, device=frame.device)

@@ -51,6 +51,7 @@ __all__ = ["EFFORTS", "Effort", "Encoded", "Progress", "compress", "decode_frame
 GROUP = 48  # frames
 SPANS = (8, 4, 2)  # frames between forward frames: few where much moves
 TRIAL = 17  # frames that are coded to choose among them
+TRIAL_SIDE = 640  # pixels, of their middles
 # How much better, in quality levels, key, forward and middle frames are than leaves: others are predicted from them.
 ABOVE = {Layer.KEY: 70, Layer.FORWARD: 52, Layer.MIDDLE: 28, Layer.LEAF: 0}
 FIT_GROUPS = 2  # groups from which the clip's network is learned
@@ -215,7 +216,7 @@ class ClipEncoder:
         if self.length <= max(SPANS):
             return
         middle = len(self.source.ticks) // self.length // 2 * self.length
-        frames = list(islice(self.source.frames(middle), min(TRIAL, self.length)))
+        frames = [middle_of(pixels) for pixels in islice(self.source.frames(middle), min(TRIAL, self.length))]
         quality = torch.tensor([self.model.quality(level)])
         weight = bits_per_error(quality, self.model.config) / 255**2
 
@@ -307,6 +308,15 @@ class ClipEncoder:
         height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
         latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
         return Sample(latents, residual.half(), height, width, quality, bits_per_error(quality, self.model.config))
+
+
+def middle_of(pixels: np.ndarray) -> np.ndarray:
+    """As much of the middle of a frame [H, W, 3] as a trial codes."""
+    rows, columns = (
+        slice((side - TRIAL_SIDE) // 2, (side + TRIAL_SIDE) // 2) if side > TRIAL_SIDE else slice(side)
+        for side in pixels.shape[:2]
+    )
+    return pixels[rows, columns].copy()
 
 
 def above(level: int, layer: Layer) -> int:
