@@ -74,16 +74,15 @@ def search(current: Tensor, reference: Tensor) -> Found:
         larger = [enlarged(found[other], other // size) for other in SQUARES if other > size]
         beside = [vectors.roll(by, axis) for by in (1, -1, 2, -2) for axis in (2, 3)]
         best = torch.full(vectors.shape, torch.inf, device=current.device)[:, :1]
-        step = 4 * shrink
-        while step:
-            tries = (
-                around(vectors, step) if step < 4 * shrink else [vectors, torch.zeros_like(vectors), *larger, *beside]
-            )
+        tries = [vectors, torch.zeros_like(vectors), *larger, *beside]
+        step = 2 * shrink
+        while tries:
             for tried in tries:
                 errors = (source.at(enlarged(tried, size)) - wanted).square().mean(dim=(2, 3))
                 error = total(errors[None, None], size)
                 better = error < best
                 best, vectors = torch.where(better, error, best), torch.where(better, tried, vectors)
+            tries = around(vectors, step) if step else []
             step //= 2
         found[size] = vectors
     return found
@@ -104,7 +103,7 @@ def coarse(current: Tensor, reference: Tensor, shrink: int) -> Found:
     now, then = luma(current, shrink), luma(reference, shrink)
     height, width = now.shape[2:]
     wide = F.pad(then, (REACH,) * 4, mode="replicate")
-    best: Found = {}
+    best: dict[int, Tensor] = {}
     found: Found = {}
     line = range(-REACH, REACH + 1)
     for x, y in sorted(((x, y) for y in line for x in line), key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
@@ -141,7 +140,7 @@ def choose(current: Tensor, references: list[Tensor], found: list[Found], bits_p
     return min(settled, key=lambda result: result[0])[1]
 
 
-def settle(choice: "Choice", new: Found, still: Tensor) -> None:
+def settle(choice: "Choice", new: dict[int, Tensor], still: Tensor) -> None:
     """Proposes states until few are taken: new ones [1, 5, ...] by size of square, neighbours', and stillness."""
     for _ in range(SWEEPS):
         for size in (2 * SQUARES[0], *SQUARES):

@@ -66,7 +66,7 @@ def predict(references: list[Tensor], field: Tensor) -> Tensor:
             share.addcmul_(others_share, same)
             others_share.masked_fill_(same, 0)
         for index, frame in enumerate(references):
-            weight = share * torch.tensor([0.5, index == 0, index == 1], device=field.device)[states[4]][block]
+            weight = share * torch.tensor([0.5, index == 0, index == 1], device=field.device)[states[4].long()][block]
             places = weight.nonzero()[:, 0]
             x, y = states[2 * index : 2 * index + 2].float()[:, block[places]] * VECTOR_UNIT
             rows, columns = places // width + y, places % width + x

@@ -228,10 +228,8 @@ def differences(exchange: Exchange, true: np.ndarray, sort: np.ndarray) -> np.nd
         more = np.zeros_like(magnitude)
         wide = bucket > 2
         more[wide] = exchange((magnitude - least)[wide], EVEN + bucket[wide] - 3)
-        negative = np.zeros_like(magnitude)
-        negative[bucket > 0] = exchange(
-            (true[:, axis] < 0)[bucket > 0].astype(np.int32), np.full((bucket > 0).sum(), EVEN)
-        )
+        negative, signed = np.zeros_like(magnitude), bucket > 0
+        negative[signed] = exchange((true[signed, axis] < 0).astype(np.int32), np.full(signed.sum(), EVEN))
         result[:, axis] = np.where(negative, -1, 1) * (least + more)
         context = RESIDUAL + 5 * sort + 1 + np.minimum(bucket, 3)
     return result

@@ -312,11 +312,8 @@ class ClipEncoder:
 
 def middle_of(pixels: np.ndarray) -> np.ndarray:
     """As much of the middle of a frame [H, W, 3] as a trial codes."""
-    rows, columns = (
-        slice((side - TRIAL_SIDE) // 2, (side + TRIAL_SIDE) // 2) if side > TRIAL_SIDE else slice(side)
-        for side in pixels.shape[:2]
-    )
-    return pixels[rows, columns].copy()
+    top, left = (max(0, side - TRIAL_SIDE) // 2 for side in pixels.shape[:2])
+    return pixels[top : top + TRIAL_SIDE, left : left + TRIAL_SIDE].copy()
 
 
 def above(level: int, layer: Layer) -> int:
