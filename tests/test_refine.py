@@ -220,7 +220,7 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
     trained = store.load_refiner(tmp_path / "out.safetensors")
     assert trained.pixels.weight.abs().max() > 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [row["validation"]["steps"] for row in rows] == [0, 1, 4] * 4
+    assert [row["validation"]["steps"] for row in rows if "validation" in row] == [0, 1, 4] * 4
     result = run(*command, "--adversary", 0, "-o", tmp_path / "run")
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (
         2,
