@@ -62,7 +62,7 @@ workers_option = click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that decode pictures."
 )
 # Options are named as the arguments of the functions of nic.models.training, which get them as they are.
-run_options = together(
+schedule_options = together(
     click.option("--minutes", type=Real(0, min_open=True), required=True, help="Wall-clock length of the run."),
     click.option(
         "-o",
@@ -73,7 +73,14 @@ run_options = together(
         help="Folder of checkpoint and log; resumed.",
     ),
     device_option,
-    workers_option,
+)
+run_options = together(schedule_options, workers_option)
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder; what is there stays.",
 )
 precision_option = click.option(
     "--bfloat16/--float32",
@@ -144,15 +151,50 @@ def image(
     training.train(model, options, codebooks=store.read_codebooks(codebooks) if codebooks else None, **run)
 
 
+@train.command(short_help="Make the latents that a synthesis alone is trained on.")
+@data_option
+@output_option
+@click.option("--crops", type=click.IntRange(1), default=3200, show_default=True, help="Of 256x256 pixels each.")
+@click.option("--coded-by", default="fidelity", show_default=True, help="Installed model that codes them.")
+@workers_option
+def latents(data: tuple[Path, ...], output: Path, crops: int, coded_by: str, workers: int) -> None:
+    """Code crops of photographs at random qualities as nic compress does, and keep their latents.
+
+    Each process takes about half a second for a crop. Then run nic train synthesis.
+    """
+    from nic.searched import write_shards
+
+    for path in write_shards(output, data, crops, coded_by, workers):
+        click.echo(f"wrote {path}")
+
+
+@train.command(short_help="Train the synthesis of the image codec alone.")
+@click.argument("weights", type=EXISTING)
+@click.option(
+    "--latents",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of nic train latents.",
+)
+@schedule_options
+@config_option("medium")
+@precision_option
+@click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's.")
+@click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's.")
+def synthesis(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
+    """Train the synthesis in the weight file WEIGHTS for some minutes; its model id stays.
+
+    The config may add a post-filter; it learns at this rate, what was there before at a twentieth of it.
+    """
+    from nic.models.config import ImageConfig
+    from nic.models.training import synthesis as training
+
+    training.train(*read_config(config, ImageConfig, batch=batch, learning_rate=learning_rate), **run)
+
+
 @train.command(short_help="Make the pictures that the codec of videos is trained on.")
 @click.argument("videos", nargs=-1, required=True, type=click.Path(exists=True))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder; what is there stays.",
-)
+@output_option
 @click.option("--photos", multiple=True, metavar="DIR_OR_TAR", type=EXISTING, help="Set these in motion, too.")
 @click.option("--moving", type=click.IntRange(1), default=72, show_default=True, help="Clips made of --photos.")
 @click.option("--passes", type=click.IntRange(1), default=2, show_default=True, help="Times each video is coded.")

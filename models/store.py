@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nic.models.codec import ImageCodec
-    from nic.models.config import ExtremeConfig, ImageConfig, RefinerConfig
+    from nic.models.config import ExtremeConfig, ImageConfig, RefinerConfig, TransformConfig
     from nic.models.extreme import ExtremeCodec
     from nic.models.indices import IndexPrior
     from nic.models.prior import Prior
@@ -252,7 +252,8 @@ def write(
 
 def halves(part: str, network: "nn.Module") -> dict[str, np.ndarray]:
     """The tensors of a network in float16."""
-    return {f"{part}.{name}": value.cpu().half().numpy() for name, value in network.state_dict().items()}
+    state = network.state_dict().items()
+    return {f"{part}.{name}": value.cpu().half().contiguous().numpy() for name, value in state}
 
 
 def write_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
@@ -277,12 +278,15 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
     raise ValueError("not integers of 32 bits")
 
 
-def put_network(path: Path, part: str, network: "nn.Module") -> None:
+def put_network(path: Path, part: str, network: "nn.Module", config: "TransformConfig | None" = None) -> None:
     """Writes a network, in float16, into a weight file, in place of that part's if it has one; the model id stays.
 
-    For parts that decide no symbol: of extreme models, "synthesis" and "recovery".
+    For parts that decide no symbol: the synthesis, except of videos, and the recovery. config: of the model, if the
+    network comes with other sizes.
     """
     metadata, tensors = read_weights(path)
+    if config:
+        metadata["config"] = json.dumps(asdict(config))
     tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
     write_tensors(tensors | halves(part, network), path, metadata)
 

@@ -22,9 +22,11 @@ __all__ = [
     "Gain",
     "HyperAnalysis",
     "LATENT",
+    "PATCH",
     "QUALITY_INDICES",
     "Synthesis",
     "bits_per_error",
+    "filter_reach",
     "lambda_of",
     "start_from_dct",
     "start_linear_from_dct",
@@ -32,6 +34,8 @@ __all__ = [
 
 QUALITY_INDICES = 64  # quality runs over the reals in [0, 63]
 PATCH = 8
+HALF = 2  # pixels a side of a position of the post-filter
+FINEST = 3.0  # logarithm of the gain that details have in it at the lowest quality, before any training
 LATENT = 16  # pixels a side of a latent
 
 
@@ -123,6 +127,61 @@ class Analysis(nn.Module):
             return y * self.gain(quality)
 
 
+class FilterBlock(nn.Module):
+    """x + two 3x3 convolutions: 18 C^2 MAC per position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(width, width, 3, padding=1)
+        self.leave = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.normal_(self.leave.weight, std=0.07 / math.sqrt(width))  # close to the identity
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.leave(F.leaky_relu(self.enter(x), 0.125))
+
+
+class PostFilter(nn.Module):
+    """Mends what patches lack that were made one by one: blocks at 1/2 resolution see across their borders.
+
+    What it sees of the images is how each pixel differs from those around it, in units of about their error.
+    """
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        low, high = config.log_gains
+        units = FINEST, FINEST + (high - low) / 2
+        self.details = nn.Conv2d(3 * HALF**2, config.filter, 1)
+        self.details_gain = Gain(3 * HALF**2, *units)
+        self.trunk = nn.Conv2d(config.trunk, config.filter * (PATCH // HALF) ** 2, 1)
+        self.blocks = nn.Sequential(*(FilterBlock(config.filter) for _ in range(config.filter_blocks)))
+        self.leave = nn.Conv2d(config.filter, 3 * HALF**2, 1)
+        self.gain = Gain(3 * HALF**2, *(-unit for unit in units))
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, images: Tensor, trunk: Tensor, quality: Tensor) -> Tensor:
+        """images [B, 3, 8 h, 8 w], and what their patches were made of, trunk [B, C, h, w]: better images."""
+        with in_float32(images.device):
+            details = F.pixel_unshuffle(images - blurred(images), HALF)
+            x = self.details(details * self.details_gain(quality))
+        x = self.blocks(x + F.pixel_shuffle(self.trunk(trunk).float(), PATCH // HALF))
+        with in_float32(images.device):
+            return images + F.pixel_shuffle(self.leave(x) * self.gain(quality), HALF)
+
+
+def filter_reach(config: TransformConfig) -> int:
+    """Pixels around a position that the post-filter sees: two convolutions a block, and what is around a detail."""
+    return HALF * (2 * config.filter_blocks + 1) if config.filter else 0
+
+
+def blurred(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W], each pixel the mean of itself and its neighbours, weighted 1, 2, 1 in both directions."""
+    line = torch.tensor([0.25, 0.5, 0.25], device=images.device)
+    kernel = (line[:, None] * line).expand(3, 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+
+
 class Synthesis(nn.Module):
     """latents [B, M, h, w] -> images [B, 3, 16 h, 16 w], nominally in [0, 1], not clamped."""
 
@@ -136,6 +195,7 @@ class Synthesis(nn.Module):
         self.trunk_gain = Gain(config.trunk)
         self.patch = nn.Conv2d(config.trunk, 3 * PATCH**2, 1)
         self.linear = nn.Conv2d(config.latent, 3 * LATENT**2, 1) if config.linear else None
+        self.filter = PostFilter(config) if config.filter else None
 
     def forward(self, latents: Tensor, quality: Tensor) -> Tensor:
         with in_float32(latents.device):
@@ -143,8 +203,10 @@ class Synthesis(nn.Module):
             x = self.latent(y)
         x = self.trunk(F.pixel_shuffle(self.up(self.deep(x)).float(), 2))
         with in_float32(latents.device):
-            images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH) + 0.5
-            return images + F.pixel_shuffle(self.linear(y), LATENT) if self.linear else images
+            images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH)
+            if self.linear:
+                images = images + F.pixel_shuffle(self.linear(y), LATENT)
+        return (self.filter(images, x, quality) if self.filter else images) + 0.5
 
 
 class HyperAnalysis(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nic.models import store
 from nic.models.prior import CELL
-from nic.models.transforms import LATENT
+from nic.models.transforms import LATENT, PATCH, filter_reach
 from nic.progress import advance
 
 __all__ = [
@@ -58,7 +58,8 @@ def meet(a: slice, b: slice) -> bool:
 
 def halo(model: store.AnyModel) -> int:
     """Latents around a position on which its pixels depend."""
-    return int(model.config.deep_blocks + math.ceil(model.config.trunk_blocks / 2))
+    config = model.config
+    return config.deep_blocks + math.ceil((PATCH * config.trunk_blocks + filter_reach(config)) / LATENT)
 
 
 def grow(region: Slices, margin: int, height: int, width: int) -> Slices:

@@ -87,7 +87,7 @@ def test_everything_goes_on_learning_from_the_last_run(
 
 
 def test_a_larger_codec_starts_as_the_smaller_one(checkpoints: tuple[Path, Path]) -> None:
-    larger = dataclasses.replace(CONFIG, trunk_blocks=2, deep_blocks=3)
+    larger = dataclasses.replace(CONFIG, trunk_blocks=2, deep_blocks=3, filter=4, filter_blocks=1)
     images, book, made = torch.rand(1, 3, 128, 64), torch.tensor([2]), []
     for config in (CONFIG, larger):
         model = ExtremeCodec(config)
@@ -97,6 +97,18 @@ def test_a_larger_codec_starts_as_the_smaller_one(checkpoints: tuple[Path, Path]
     assert torch.allclose(*made, atol=1e-5)
     with pytest.raises(UsageError, match="another config"):
         extreme.start_from_run(ExtremeCodec(dataclasses.replace(CONFIG, deep_blocks=1)), None, checkpoints[1])
+
+
+def test_a_weight_file_is_a_run_to_start_from(checkpoints: tuple[Path, Path], weights: Path) -> None:
+    """Its codewords are in fixed point, its networks in half precision, its bases' costs those of its tables."""
+    models = [ExtremeCodec(CONFIG), ExtremeCodec(CONFIG)]
+    for model, path in zip(models, (checkpoints[1], weights), strict=True):
+        extreme.start_from_run(model, None, path)
+    run, shipped = (model.state_dict() for model in models)
+    for name, tolerance in {"codebook.fitted": 0.5, "bases.vectors": 0.5}.items():
+        assert (run[name] - shipped[name]).abs().max() * UNIT <= tolerance + 1e-4
+    assert torch.equal(shipped["synthesis.patch.weight"], run["synthesis.patch.weight"].half().float())
+    assert torch.exp2(-shipped["bases.bits"]).sum(dim=-1).sub(1).abs().max() < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +137,12 @@ def test_a_weight_file_takes_a_synthesis_that_learned_from_its_codebooks(
     assert before.id == after.id and after.recovery is not None
     assert torch.equal(after.synthesis.patch.weight, trained.half().float())
     assert not torch.equal(after.synthesis.patch.weight, before.synthesis.patch.weight)
+    filtered = dataclasses.replace(CONFIG, filter=4, filter_blocks=1)
+    extreme.train(
+        filtered, OPTIONS, [photographs], tmp_path / "x", 0.02, perceptual, copy, synthesis_only=True, into=copy
+    )
+    longer = store.load_extreme(copy)  # which started from a weight file
+    assert longer.id == before.id and longer.config == filtered and longer.synthesis.filter.leave.weight.abs().max() > 0
     with pytest.raises(UsageError, match="other codebooks"):
         train("another", checkpoints[0], synthesis_only=True, into=copy)
     with pytest.raises(UsageError, match="synthesis-only"):

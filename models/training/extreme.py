@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from nic.errors import BadInput, UsageError
 from nic.models import store
-from nic.models.bases import BASES, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
+from nic.models.bases import BASES, CONTEXTS, RATE_WEIGHTS, VECTORS, WEIGHTS, choices
 from nic.models.codec import ImageCodec
 from nic.models.config import ExtremeConfig, ImageConfig, TrainConfig
 from nic.models.extreme import BITS_MIN, ExtremeCodec, apart, book_quality, books_of, nearest, to_fixed_point
+from nic.models.indices import LOGIT_CLASSES
+from nic.models.prior import UNIT
 from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
@@ -27,6 +29,7 @@ from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import new_weight, read_start, take_over
 from nic.models.transforms import Analysis, Synthesis
+from nic.models.vq import TOTAL
 
 __all__ = ["evaluate", "train"]
 
@@ -56,9 +59,9 @@ def train(
 ) -> Path:
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
-    perceptual: the folder of LPIPS's weights, and DISTS's. start_from: the checkpoint of another run, or checkpoint or
-    weight file of a fidelity codec, with trunks of the same width and no more blocks. With synthesis_only, the former:
-    its analysis stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision
+    perceptual: the folder of LPIPS's weights, and DISTS's. start_from: checkpoint or weight file of this mode or of a
+    fidelity codec, with trunks of the same width and no more blocks. With synthesis_only, of this mode: its analysis
+    stays as it is, and codebooks are fitted to its latents, if they are not yet. bfloat16: the precision
     of the convolutions. adversary_weight: of the adversarial loss; with 0 there is none. dists_weight: of DISTS. into:
     with synthesis_only, a weight file with the same codebooks, which gets the synthesis in the end.
     """
@@ -98,7 +101,7 @@ def train(
         for row in evaluate(model.eval(), validation, seen.lpips, range(books)[::3]):
             training.write({"validation": row})
     if into and training.first:
-        store.put_network(into, "synthesis", model.synthesis)
+        store.put_network(into, "synthesis", model.synthesis, config)
     training.close()
     return checkpoint
 
@@ -133,8 +136,10 @@ def check_codebooks(model: ExtremeCodec, weights: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a file is a checkpoint of this mode."""
+    """Whether a file is a checkpoint or a weight file of this mode."""
     try:
+        if path.suffix != ".pt":
+            return store.read_metadata(path)["mode"] == store.EXTREME
         read_checkpoint(path, ExtremeConfig)
     except BadInput:
         return False
@@ -142,15 +147,29 @@ def is_run(path: Path) -> bool:
 
 
 def start_from_run(model: ExtremeCodec, adversary: Adversary | None, path: Path) -> None:
-    """Takes over the averaged weights of a run, and its adversary, if it had one; raises BadInput and UsageError.
+    """Takes over the averaged weights of a run, and its adversary, if it had one; or those of a weight file.
 
-    Blocks that the run's codec lacks start as the identity.
+    Blocks that they lack start as the identity. Raises BadInput, UnknownModel and UsageError.
     """
-    state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
+    if path.suffix == ".pt":
+        state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
+    else:
+        state = {"average": state_of(store.load_extreme(path, str(model.codebook.anchors.device)))}
     new = {name: new_weight(name, fresh) for name, fresh in model.state_dict().items() if name not in state["average"]}
     take_over(model, new | state["average"], path)
     if adversary and "adversary" in state:
         take_over(adversary, state["adversary"], path)
+
+
+def state_of(model: store.ExtremeModel) -> dict[str, Tensor]:
+    """What a weight file holds of a codec's state: its codebooks are fitted."""
+    counts = np.stack(model.tables[LOGIT_CLASSES:]).reshape(BASES, CONTEXTS, -1)[:, :2]  # after a mask, and after none
+    bits = torch.from_numpy(-np.log2(counts / TOTAL)).float()
+    state = {"codebook.fitted": torch.cat(model.codewords) / UNIT}
+    state |= {"bases.vectors": model.bases / UNIT, "bases.bits": bits.to(model.bases.device)}
+    for part, network in {"analysis": model.analysis, "synthesis": model.synthesis}.items():
+        state |= {f"{part}.{name}": value for name, value in network.state_dict().items()}
+    return state
 
 
 @torch.no_grad()

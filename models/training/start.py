@@ -28,6 +28,8 @@ GROWING = (
     "trunk_blocks",
     "deep_blocks",
     "prior_blocks",
+    "filter",
+    "filter_blocks",
 )  # in which it may start from a smaller one
 LAST_LAYERS = ("leave", "contract", "linear")  # of what adds to something
 CROPS = 400  # of 256x256, on which a linear transform is fitted
@@ -151,7 +153,7 @@ def take_over(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def new_weight(name: str, fresh: Tensor) -> Tensor:
-    """What a weight starts with that an old codec lacks: new blocks and a new linear transform add nothing yet."""
+    """What a weight starts with that an old codec lacks: new blocks, linear transform and filter add nothing yet."""
     return torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
 
 

@@ -1,0 +1,123 @@
+"""``nic train synthesis``: the synthesis of a fidelity model alone, on latents as the encoder's search leaves them.
+
+All else stays as it is, and so do the model id and every file. The search moves latents to where the synthesis needs
+them, which training of the whole codec does not know of; and a post-filter can be added.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nic.errors import BadInput, UsageError
+from nic.models import store
+from nic.models.config import ImageConfig, TrainConfig
+from nic.models.prior import UNIT
+from nic.models.training.loop import Training
+from nic.models.training.soap import optimizers_of
+from nic.models.training.start import new_weight, take_over
+from nic.models.transforms import Synthesis, lambda_of
+
+__all__ = ["SIDE", "Shard", "train", "write_shard"]
+
+SIDE = 256  # pixels of a crop
+SLOW = 0.05  # learning rate of what has learned before, relative to a new post-filter's
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Latents [N, M, SIDE/16, SIDE/16] int16 in fixed point, pixels [N, SIDE, SIDE, 3] and levels [N] uint8."""
+
+    latents: np.ndarray
+    pixels: np.ndarray
+    levels: np.ndarray
+
+
+def write_shard(path: Path, shard: Shard, coded_by: bytes) -> None:
+    """Writes crops that were coded by a model of this id into a safetensors file."""
+    store.write_tensors(vars(shard), path, {"coded by": coded_by.hex()})
+
+
+def read_shard(path: Path, coded_by: bytes) -> Shard:
+    """What ``write_shard`` wrote; raises BadInput for any other file, and for one that another model has coded."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("coded by") == coded_by.hex():
+                return Shard(**{field.name: file.get_tensor(field.name) for field in dataclasses.fields(Shard)})
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path} is damaged: remove it, and run nic train latents again") from error
+    raise BadInput(f"{path} was not coded by model {coded_by.hex()}: make others with nic train latents")
+
+
+class Searched:
+    """All crops of a folder of shards."""
+
+    def __init__(self, folder: Path, model: store.Model) -> None:
+        """Raises BadInput where there are none, or those of another model."""
+        shards = [read_shard(path, model.id) for path in sorted(folder.glob("*.safetensors"))]
+        if not shards:
+            raise BadInput(f"no latents in {folder}: make some with nic train latents")
+        self.places = [(shard, row) for shard in shards for row in range(len(shard.levels))]
+        self.seed(0)
+
+    def seed(self, seed: int) -> None:
+        """Starts another sequence of batches."""
+        self.random = np.random.default_rng(seed)
+
+    def batch(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [count, M, h, w] in steps, images [count, 3, SIDE, SIDE] in [0, 1], quality [count] in [0, 63]."""
+        chosen = [self.places[place] for place in self.random.integers(len(self.places), size=count)]
+        latents, pixels = (
+            torch.from_numpy(np.stack([getattr(shard, name)[row] for shard, row in chosen])).to(device)
+            for name in ("latents", "pixels")
+        )
+        levels = torch.tensor([int(shard.levels[row]) for shard, row in chosen], device=device)
+        latents = (latents.float() / UNIT).contiguous(memory_format=torch.channels_last)
+        return latents, pixels.permute(0, 3, 1, 2).float() / 255, levels / 4
+
+
+def train(
+    config: ImageConfig,
+    options: TrainConfig,
+    latents: Path,
+    weights: Path,
+    run: Path,
+    minutes: float,
+    device: str = "cpu",
+    bfloat16: bool = False,
+) -> None:
+    """Trains for ``minutes`` of wall-clock and puts the synthesis into the weight file; ``run`` as in ``Training.fit``.
+
+    config: that of the weights, which may add a post-filter; UsageError if it differs in anything else. latents: the
+    folder of ``nic train latents``. bfloat16: the precision of convolutions.
+    """
+    training = Training(run, minutes, options, device, bfloat16)
+    model = store.load_from(weights, "cpu")
+    if not isinstance(model, store.Model):
+        raise UsageError(f"{weights} is of the extreme mode: use nic train extreme --synthesis-only")
+    added = {name: getattr(config, name) for name in ("filter", "filter_blocks")}
+    if dataclasses.replace(model.config, **added) != config:
+        raise UsageError(f"{weights} is of another config: it may only lack a post-filter")
+    searched = Searched(latents, model)
+    synthesis, known = Synthesis(config), model.synthesis.state_dict()
+    fresh = {name: new_weight(name, value) for name, value in synthesis.state_dict().items() if name not in known}
+    take_over(synthesis, known | fresh, weights)
+    synthesis.to(training.device, memory_format=torch.channels_last)
+    parts = dict(synthesis.named_children())
+    last = parts.pop("filter", None)
+    learning: list[tuple[nn.Module, float]] = [(nn.ModuleList(parts.values()), SLOW if fresh else 1.0)]
+    learning += [(last, 1.0)] if last else []
+
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        y, images, quality = searched.batch(options.batch, training.device)
+        mse = (synthesis(y, quality).float() - images).square().mean(dim=(1, 2, 3))
+        return (lambda_of(quality, config).sqrt() * 255**2 * mse).mean(), {"mse": mse}
+
+    training.fit(synthesis, optimizers_of(learning, options), loss, searched.seed, config)
+    if training.first:
+        store.put_network(weights, "synthesis", synthesis, config)
+    training.close()

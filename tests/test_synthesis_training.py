@@ -1,0 +1,100 @@
+"""Training the synthesis of the fidelity mode alone, on latents that the encoder's search has found."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import click.testing
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from nic.cli.main import cli
+from nic.errors import BadInput, UsageError
+from nic.models import store
+from nic.models.config import ImageConfig, TrainConfig
+from nic.models.training.start import new_weight
+from nic.models.training.synthesis import Shard, train, write_shard
+from nic.models.transforms import Synthesis
+
+OPTIONS = TrainConfig(batch=2, crop=256, learning_rate=1e-2, warmup_steps=2, clip=5.0, ema=0.5, seed=1)
+
+
+def run(*arguments: object) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(cli, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def latents(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latents")
+    result = run("train", "latents", "--data", photographs, "-o", folder, "--crops", 3, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return Path(shutil.copy(store.find(store.FIDELITY)["path"], tmp_path / "copy.safetensors"))
+
+
+def with_filter(weights: Path, width: int, blocks: int) -> ImageConfig:
+    model = store.load_from(weights, "cpu")
+    assert isinstance(model, store.Model)
+    return dataclasses.replace(model.config, filter=width, filter_blocks=blocks)
+
+
+def test_latents_are_those_of_their_pixels(latents: Path) -> None:
+    shard, model = load_file(latents / "0000.safetensors"), store.load(store.FIDELITY)
+    assert isinstance(model, store.Model)
+    assert shard["pixels"].shape == (3, 256, 256, 3) and len(set(shard["levels"].tolist())) == 3
+    with torch.no_grad():
+        decoded = model.synthesis(torch.from_numpy(shard["latents"]) / 64, torch.from_numpy(shard["levels"]) / 4)
+    errors = np.square(decoded.permute(0, 2, 3, 1).numpy() - shard["pixels"] / 255).mean(axis=(1, 2, 3))
+    assert (errors < 10**-2.2).all()  # 22 dB
+
+
+def test_a_new_filter_changes_nothing_yet(weights: Path) -> None:
+    plain, filtered = with_filter(weights, 0, 0), with_filter(weights, 4, 1)
+    old, new = Synthesis(plain), Synthesis(filtered)
+    missing = {k: new_weight(k, v) for k, v in new.state_dict().items() if k not in old.state_dict()}
+    new.load_state_dict(old.state_dict() | missing)
+    y, quality = torch.randn(1, plain.latent, 8, 4), torch.tensor([20.0])
+    assert missing and torch.equal(old(y, quality), new(y, quality))
+
+
+def test_the_synthesis_learns_and_all_else_stays(weights: Path, latents: Path, tmp_path: Path) -> None:
+    config, before = with_filter(weights, 4, 1), store.load_from(weights, "cpu")
+    for name in ("first", "second"):  # that starts from the first one's filter
+        train(config, OPTIONS, latents, weights, tmp_path / name, 0.05)
+        after, old = store.load_from(weights, "cpu"), before
+        assert isinstance(after, store.Model) and isinstance(old, store.Model)
+        assert after.id == old.id and after.config == config
+        assert torch.equal(after.analysis.patch.weight, old.analysis.patch.weight)
+        assert not torch.equal(after.synthesis.patch.weight, old.synthesis.patch.weight)
+        assert after.synthesis.filter and after.synthesis.filter.leave.weight.abs().max() > 0
+        before = after
+    with pytest.raises(UsageError, match="another config"):
+        train(with_filter(weights, 8, 1), OPTIONS, latents, weights, tmp_path / "third", 0.05)
+
+
+def test_what_does_not_fit_is_refused(weights: Path, latents: Path, tmp_path: Path) -> None:
+    config = with_filter(weights, 4, 1)
+    with pytest.raises(UsageError, match="another config"):
+        train(dataclasses.replace(config, deep_blocks=11), OPTIONS, latents, weights, tmp_path / "run", 0.01)
+    with pytest.raises(UsageError, match="extreme mode"):
+        train(config, OPTIONS, latents, Path(store.find(store.EXTREME)["path"]), tmp_path / "run", 0.01)
+    with pytest.raises(BadInput, match="no latents"):
+        train(config, OPTIONS, tmp_path / "run", weights, tmp_path / "run", 0.01)
+    others = tmp_path / "others"
+    write_shard(others / "0000.safetensors", Shard(**load_file(latents / "0000.safetensors")), bytes(8))
+    with pytest.raises(BadInput, match="was not coded by model"):
+        train(config, OPTIONS, others, weights, tmp_path / "run", 0.01)
+    (others / "0000.safetensors").write_bytes((latents / "0000.safetensors").read_bytes()[:1000])
+    with pytest.raises(BadInput, match="is damaged"):
+        train(config, OPTIONS, others, weights, tmp_path / "run", 0.01)
+    result = run("train", "latents", "--data", tmp_path, "-o", tmp_path / "x", "--coded-by", "extreme")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        2,
+        "nic: model extreme is of the extreme mode: name one of fidelity mode",
+    )
