@@ -49,7 +49,7 @@ def samples_of(path: str) -> tuple[store.Model, list[Sample], int]:
 def psnr(synthesis: torch.nn.Module, samples: list[Sample]) -> float:
     errors = []
     for sample in samples:
-        error = sample.error(synthesis(sample.latents, sample.quality)) / sample.bits
+        error = sample.error(synthesis(*sample.inputs)) / sample.bits
         errors.append(float(error) / (3 * sample.height * sample.width))
     return float(np.mean([-10 * np.log10(error) for error in errors]))
 
@@ -63,9 +63,9 @@ def from_scratch(model: store.Model, samples: list[Sample], seconds: float) -> I
     while (spent := time.process_time() - start) < seconds:
         sample = samples[number % len(samples)]
         with torch.autocast("cpu", torch.bfloat16, enabled=is_fast_in_bfloat16(model.device)):
-            images = synthesis(sample.latents, sample.quality)
+            images = synthesis(*sample.inputs)
         optimizer.zero_grad()
-        (sample.error(images) / sample.bits / sample.residual.numel()).backward()
+        (sample.error(images) / sample.bits / sample.images.numel()).backward()
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - spent / seconds) + 1e-5
         optimizer.step()
         number += 1

@@ -152,19 +152,23 @@ def image(
 
 
 @train.command(short_help="Make the latents that a synthesis alone is trained on.")
+@click.argument("videos", nargs=-1, type=EXISTING)
 @data_option
 @output_option
-@click.option("--crops", type=click.IntRange(1), default=3200, show_default=True, help="Of 256x256 pixels each.")
+@click.option("--count", type=click.IntRange(1), default=3200, show_default=True, help="Pictures of 256x256 pixels.")
 @click.option("--coded-by", default="fidelity", show_default=True, help="Installed model that codes them.")
 @workers_option
-def latents(data: tuple[Path, ...], output: Path, crops: int, coded_by: str, workers: int) -> None:
+def latents(
+    videos: tuple[Path, ...], data: tuple[Path, ...], output: Path, count: int, coded_by: str, workers: int
+) -> None:
     """Code crops of photographs at random qualities as nic compress does, and keep their latents.
 
-    Each process takes about half a second for a crop. Then run nic train synthesis.
+    With a model of videos: frames of VIDEOS and of photographs that are set in motion. A process takes about half a
+    second for a picture. Then run nic train synthesis.
     """
     from nic.searched import write_shards
 
-    for path in write_shards(output, data, crops, coded_by, workers):
+    for path in write_shards(output, data, videos, count, coded_by, workers):
         click.echo(f"wrote {path}")
 
 
@@ -182,7 +186,7 @@ def latents(data: tuple[Path, ...], output: Path, crops: int, coded_by: str, wor
 @click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's.")
 @click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's.")
 def synthesis(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
-    """Train the synthesis in the weight file WEIGHTS for some minutes; its model id stays.
+    """Train the synthesis in the weight file WEIGHTS for some minutes; the model id stays, unless it is of videos.
 
     The config may add a post-filter; it learns at this rate, what was there before at a twentieth of it.
     """

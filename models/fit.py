@@ -32,20 +32,26 @@ EXPONENTS = range(1, 25)  # a step is 2^-exponent
 class Sample:
     """What the synthesis is to make of some latents, and what a squared error is worth.
 
-    latents: [1, M, h, w] in steps. residual: [1, 3, 16 h, 16 w], any float; rows and columns from ``height`` and
-    ``width`` on do not count. quality: [1] in [0, 63]. bits: of one squared error of a pixel in [0, 1].
+    latents: [1, M, h, w] in steps. images and prediction: [1, 3, 16 h, 16 w], any float; rows and columns from
+    ``height`` and ``width`` on do not count. quality: [1] in [0, 63]. bits: of one squared error of a pixel in [0, 1].
     """
 
     latents: Tensor
-    residual: Tensor
+    images: Tensor
+    prediction: Tensor
     height: int
     width: int
     quality: Tensor
     bits: float
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the synthesis."""
+        return self.latents, self.quality, self.prediction.float()
+
     def error(self, images: Tensor) -> Tensor:
         """The squared error of the synthesis' images, in bits."""
-        wrong = (images.float() - self.residual.float())[:, :, : self.height, : self.width]
+        wrong = (images.float() - self.images.float())[:, :, : self.height, : self.width]
         return self.bits * wrong.square().sum()
 
 
@@ -60,9 +66,9 @@ def exponents(synthesis: nn.Module, samples: Sequence[Sample], scale: float) -> 
     sums = {name: 0.0 for name in parameters}
     for index, sample in enumerate(samples):
         generator = torch.Generator().manual_seed(index)
-        signs = torch.randint(0, 2, sample.residual.shape, generator=generator).to(sample.latents) * 2 - 1
+        signs = torch.randint(0, 2, sample.images.shape, generator=generator).to(sample.latents) * 2 - 1
         live = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        images = functional_call(synthesis, live, (sample.latents, sample.quality))
+        images = functional_call(synthesis, live, sample.inputs)
         projected = (images * signs)[:, :, : sample.height, : sample.width].sum()
         for name, gradient in zip(live, torch.autograd.grad(projected, list(live.values())), strict=True):
             sums[name] += sample.bits * float(gradient.square().mean())
@@ -102,7 +108,7 @@ def fit(
             for name, change in changes.items()
         }
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            images = functional_call(synthesis, weights, (sample.latents, sample.quality))
+            images = functional_call(synthesis, weights, sample.inputs)
         rate = sum((BITS * torch.log2(1 + change.abs())).sum() for change in changes.values())
         loss = sample.error(images) * scale * len(samples) + rate
         optimizer.zero_grad()

@@ -279,16 +279,17 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
 
 
 def put_network(path: Path, part: str, network: "nn.Module", config: "TransformConfig | None" = None) -> None:
-    """Writes a network, in float16, into a weight file, in place of that part's if it has one; the model id stays.
+    """Writes a network, in float16, into a weight file, in place of that part's if it has one.
 
-    For parts that decide no symbol: the synthesis, except of videos, and the recovery. config: of the model, if the
-    network comes with other sizes.
+    The model id stays, unless it is a synthesis of videos. config: of the model, if the network comes with other sizes.
     """
     metadata, tensors = read_weights(path)
     if config:
         metadata["config"] = json.dumps(asdict(config))
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
-    write_tensors(tensors | halves(part, network), path, metadata)
+    others = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
+    tensors = others | halves(part, network)
+    metadata["id"] = model_id(tensors, metadata["mode"]).hex()
+    write_tensors(tensors, path, metadata)
 
 
 def load(wanted: bytes | str = DEFAULT, device: str = "cpu") -> AnyModel:

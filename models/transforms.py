@@ -19,6 +19,7 @@ from nic.models.config import ImageConfig, TransformConfig
 
 __all__ = [
     "Analysis",
+    "GREY",
     "Gain",
     "HyperAnalysis",
     "LATENT",
@@ -34,6 +35,7 @@ __all__ = [
 
 QUALITY_INDICES = 64  # quality runs over the reals in [0, 63]
 PATCH = 8
+GREY = 0.5
 HALF = 2  # pixels a side of a position of the post-filter
 FINEST = 3.0  # logarithm of the gain that details have in it at the lowest quality, before any training
 LATENT = 16  # pixels a side of a latent
@@ -117,13 +119,13 @@ class Analysis(nn.Module):
         self.gain = Gain(config.latent, *config.log_gains)
 
     def forward(self, images: Tensor, quality: Tensor) -> Tensor:
-        x = self.patch(F.pixel_unshuffle(images - 0.5, PATCH)).float()
+        x = self.patch(F.pixel_unshuffle(images - GREY, PATCH)).float()
         x = self.trunk(x * self.trunk_gain(quality))
         x = self.deep(self.down(F.pixel_unshuffle(x, 2)).float())
         with in_float32(images.device):
             y = self.latent(x)
             if self.linear:
-                y = y + self.linear(F.pixel_unshuffle(images - 0.5, LATENT))
+                y = y + self.linear(F.pixel_unshuffle(images - GREY, LATENT))
             return y * self.gain(quality)
 
 
@@ -183,7 +185,10 @@ def blurred(images: Tensor) -> Tensor:
 
 
 class Synthesis(nn.Module):
-    """latents [B, M, h, w] -> images [B, 3, 16 h, 16 w], nominally in [0, 1], not clamped."""
+    """latents [B, M, h, w] -> images [B, 3, 16 h, 16 w], nominally in [0, 1], not clamped.
+
+    They are what latents add to a prediction of that size, which is mid-grey for pictures.
+    """
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
@@ -197,16 +202,16 @@ class Synthesis(nn.Module):
         self.linear = nn.Conv2d(config.latent, 3 * LATENT**2, 1) if config.linear else None
         self.filter = PostFilter(config) if config.filter else None
 
-    def forward(self, latents: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, quality: Tensor, prediction: Tensor | float = GREY) -> Tensor:
         with in_float32(latents.device):
             y = latents * self.gain(quality)
             x = self.latent(y)
         x = self.trunk(F.pixel_shuffle(self.up(self.deep(x)).float(), 2))
         with in_float32(latents.device):
-            images = F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH)
+            images = prediction + F.pixel_shuffle(self.patch(x * self.trunk_gain(quality)), PATCH)
             if self.linear:
                 images = images + F.pixel_shuffle(self.linear(y), LATENT)
-        return (self.filter(images, x, quality) if self.filter else images) + 0.5
+        return self.filter(images, x, quality) if self.filter else images
 
 
 class HyperAnalysis(nn.Module):

@@ -1,6 +1,6 @@
 """What a clip adds to the picture codec: frames predicted from decoded ones, and the network fitted to the clip.
 
-A frame is its prediction plus what the synthesis makes of the frame's own latents. The prediction fetches one or two
+A frame is its prediction plus what the frame's own latents add, filtered together. The prediction fetches one or two
 decoded frames along the vectors of blocks of 8x8 pixels and blends them over the blocks' borders (overlapped block
 motion compensation: Orchard and Sullivan, IEEE Trans. Image Processing, 1994). Key frames are predicted as mid-grey,
 so that they are pictures like any other. The synthesis is the clip's own: the shipped weights plus a coded difference
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BLOCK", "BOTH", "FIRST", "GREY", "SECOND", "VECTOR_UNIT", "enlarged", "predict", "warp"]
+from nic.models.transforms import GREY
 
-GREY = 0.5
+__all__ = ["BLOCK", "BOTH", "FIRST", "SECOND", "VECTOR_UNIT", "enlarged", "predict", "warp"]
+
 BLOCK = 8  # pixels a side
 VECTOR_UNIT = 0.25  # pixels
 BOTH, FIRST, SECOND = range(3)

@@ -23,8 +23,8 @@ from nic.models.motion import Found, choose, search
 from nic.models.order import Layer, Place, coding_order
 from nic.models.prior import CELL, UNIT
 from nic.models.store import Model
-from nic.models.transforms import LATENT, bits_per_error
-from nic.models.video import BLOCK, GREY, predict
+from nic.models.transforms import GREY, LATENT, bits_per_error
+from nic.models.video import BLOCK, predict
 from nic.motion import MotionTables, get_flag, get_motion, put_flag, put_motion
 from nic.windows import cell_slices, latent_grid, shrink
 
@@ -81,7 +81,7 @@ def encode_frame(
     plain = encoder.copy()
     put_flag(plain, tables, False)
     put_flag(encoder, tables, True)
-    words, latents = encode_residual(model, encoder, target - prediction + GREY, level, iterations, *pixels.shape[:2])
+    words, latents = encode_residual(model, encoder, target, prediction, level, iterations, *pixels.shape[:2])
     tried = [
         CodedFrame(words, reconstruct(model, prediction, latents, level, *pixels.shape[:2]), latents, prediction)
         for words, latents in ((words, latents), (plain.finish(), None))
@@ -93,12 +93,21 @@ def encode_frame(
 
 @torch.no_grad()
 def encode_residual(
-    model: Model, begun: Encoder, residual: Tensor, level: int, iterations: int, height: int, width: int
+    model: Model,
+    begun: Encoder,
+    target: Tensor,
+    prediction: Tensor,
+    level: int,
+    iterations: int,
+    height: int,
+    width: int,
 ) -> tuple[bytes, Tensor]:
-    """The words that were begun, with the latents of a residual [1, 3, h, w]; these latents. height, width: shown."""
+    """The words that were begun, with the latents of what a prediction [1, 3, h, w] lacks; these latents.
+
+    height, width: of the part that is shown.
+    """
     quality = torch.tensor([model.quality(level)], device=model.device)
-    residual = residual.contiguous(memory_format=torch.channels_last)
-    y = model.analysis(residual, quality)
+    y = model.analysis((target - prediction + GREY).contiguous(memory_format=torch.channels_last), quality)
     hyper = model.hyper_analysis(y)
 
     def code(targets: Tensor) -> Coded:
@@ -109,7 +118,7 @@ def encode_residual(
     def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
         with torch.set_grad_enabled(directed):
             variable = latents.detach().clone().requires_grad_(directed)
-            wrong = (synthesize(model, variable, level) - residual)[:, :, :height, :width]
+            wrong = (synthesize(model, variable, level, prediction) - target)[:, :, :height, :width]
             error = bits_per_error(quality, model.config) * wrong.square().sum()
             return error.item(), torch.autograd.grad(error, variable)[0] if directed else None
 
@@ -121,9 +130,9 @@ def squared_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.square(a.astype(np.float32) - b).sum())
 
 
-def synthesize(model: Model, latents: Tensor, level: int) -> Tensor:
+def synthesize(model: Model, latents: Tensor, level: int, prediction: Tensor) -> Tensor:
     latents = latents.contiguous(memory_format=torch.channels_last)
-    images: Tensor = model.synthesis(latents, torch.tensor([model.quality(level)], device=model.device))
+    images: Tensor = model.synthesis(latents, torch.tensor([model.quality(level)], device=model.device), prediction)
     return images
 
 
@@ -132,7 +141,7 @@ def reconstruct(
     model: Model, prediction: Tensor, latents: Tensor | None, level: int, height: int, width: int
 ) -> np.ndarray:
     """Prediction plus residual, if any, in 8 bits: what is shown, and what other frames are predicted from."""
-    image = prediction if latents is None else prediction + synthesize(model, latents, level) - GREY
+    image = prediction if latents is None else synthesize(model, latents, level, prediction)
     image = image[0, :, :height, :width].clamp(0, 1)
     pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels

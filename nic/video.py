@@ -41,7 +41,6 @@ from nic.models.config import LEVELS
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, Place
 from nic.models.transforms import LATENT, bits_per_error
-from nic.models.video import GREY
 from nic.output import replacing, unwritable
 from nic.refine import Refinement, refine
 from nic.weights import apply_weights, encode_weights, worth
@@ -304,10 +303,12 @@ class ClipEncoder:
         corner = [int(torch.randint(side, (1,), generator=chance)) for side in room]
         rows, columns = (slice(start, start + WINDOW) for start in corner)
         places = [slice(LATENT * part.start, LATENT * part.stop) for part in (rows, columns)]
-        residual = (to_frame(pixels, self.model.device) - coded.prediction + GREY)[:, :, places[0], places[1]]
+        both = to_frame(pixels, self.model.device), coded.prediction
+        images, prediction = (image[:, :, places[0], places[1]].half() for image in both)
         height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
         latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
-        return Sample(latents, residual.half(), height, width, quality, bits_per_error(quality, self.model.config))
+        bits = bits_per_error(quality, self.model.config)
+        return Sample(latents, images, prediction, height, width, quality, bits)
 
 
 def middle_of(pixels: np.ndarray) -> np.ndarray:

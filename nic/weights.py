@@ -85,4 +85,4 @@ def to_groups(change: Tensor) -> Tensor:
 @torch.inference_mode()
 def worth(model: Model, samples: Sequence[Sample]) -> float:
     """The squared error of the model's synthesis over the samples, in bits."""
-    return sum(float(sample.error(model.synthesis(sample.latents, sample.quality))) for sample in samples)
+    return sum(float(sample.error(model.synthesis(*sample.inputs))) for sample in samples)

@@ -588,7 +588,7 @@ def test_network_of_a_clip() -> None:
     samples = []
     for image in pixels.split(1):
         latents = torch.round(model.analysis(image, quality))
-        samples.append(Sample(latents, image, 64, 64, quality, 0.005 * 255**2 / 3))
+        samples.append(Sample(latents, image, torch.full_like(image, 0.5), 64, 64, quality, 0.005 * 255**2 / 3))
     scale = 200.0
     steps = exponents(model.synthesis, samples, scale)
     changes = fit(model.synthesis, samples, steps, scale, 20)
@@ -611,7 +611,8 @@ def test_a_network_is_fitted_in_bfloat16_only_where_that_is_fast(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     model = load_model(store.VIDEO, "cpu")
-    sample = Sample(torch.zeros(1, model.config.latent, 4, 4), torch.zeros(1, 3, 64, 64), 64, 64, torch.ones(1), 1.0)
+    black = torch.zeros(1, 3, 64, 64)
+    sample = Sample(torch.zeros(1, model.config.latent, 4, 4), black, black, 64, 64, torch.ones(1), 1.0)
     seen: list[torch.dtype] = []
     hook = model.synthesis.up.register_forward_hook(lambda _conv, _inputs, output: seen.append(output.dtype))
     fit(model.synthesis, [sample], {"patch.bias": 8}, 1.0, 1)

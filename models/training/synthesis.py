@@ -1,12 +1,14 @@
-"""``nic train synthesis``: the synthesis of a fidelity model alone, on latents as the encoder's search leaves them.
+"""``nic train synthesis``: a model's synthesis alone, on latents as the encoder's search leaves them.
 
-All else stays as it is, and so do the model id and every file. The search moves latents to where the synthesis needs
-them, which training of the whole codec does not know of; and a post-filter can be added.
+All else stays as it is. The search moves latents to where the synthesis needs them, which training of the whole codec
+does not know of; and a post-filter can be added, which in a model of videos sees predictions, too.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,26 +22,45 @@ from nic.models.prior import UNIT
 from nic.models.training.loop import Training
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import new_weight, take_over
-from nic.models.transforms import Synthesis, lambda_of
+from nic.models.transforms import GREY, Synthesis, lambda_of
 
-__all__ = ["SIDE", "Shard", "train", "write_shard"]
+__all__ = ["SIDE", "Row", "Shard", "train", "write_shard"]
 
 SIDE = 256  # pixels of a crop
 SLOW = 0.05  # learning rate of what has learned before, relative to a new post-filter's
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Latents [N, M, SIDE/16, SIDE/16] int16 in fixed point, pixels [N, SIDE, SIDE, 3] and levels [N] uint8."""
+class Row(NamedTuple):
+    """A picture: its latents [M, SIDE/16, SIDE/16] int16 in fixed point, pixels [SIDE, SIDE, 3] uint8, quality level.
+
+    prediction: [3, SIDE, SIDE] float16 in [0, 1] that its latents add to, of a video's frame.
+    """
 
     latents: np.ndarray
     pixels: np.ndarray
-    levels: np.ndarray
+    level: np.uint8
+    prediction: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows as arrays, stacked."""
+
+    latents: np.ndarray
+    pixels: np.ndarray
+    level: np.ndarray
+    prediction: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Shard":
+        columns = zip(Row._fields, zip(*rows, strict=True), strict=True)
+        return cls(**{name: np.stack(column) for name, column in columns if column[0] is not None})
 
 
 def write_shard(path: Path, shard: Shard, coded_by: bytes) -> None:
-    """Writes crops that were coded by a model of this id into a safetensors file."""
-    store.write_tensors(vars(shard), path, {"coded by": coded_by.hex()})
+    """Writes pictures that were coded by a model of this id into a safetensors file."""
+    arrays = {name: array for name, array in vars(shard).items() if array is not None}
+    store.write_tensors(arrays, path, {"coded by": coded_by.hex()})
 
 
 def read_shard(path: Path, coded_by: bytes) -> Shard:
@@ -47,37 +68,39 @@ def read_shard(path: Path, coded_by: bytes) -> Shard:
     try:
         with safe_open(path, framework="numpy") as file:
             if (file.metadata() or {}).get("coded by") == coded_by.hex():
-                return Shard(**{field.name: file.get_tensor(field.name) for field in dataclasses.fields(Shard)})
-    except (OSError, SafetensorError) as error:
+                return Shard(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError) as error:
         raise BadInput(f"{path} is damaged: remove it, and run nic train latents again") from error
     raise BadInput(f"{path} was not coded by model {coded_by.hex()}: make others with nic train latents")
 
 
 class Searched:
-    """All crops of a folder of shards."""
+    """All rows of a folder of shards."""
 
     def __init__(self, folder: Path, model: store.Model) -> None:
         """Raises BadInput where there are none, or those of another model."""
         shards = [read_shard(path, model.id) for path in sorted(folder.glob("*.safetensors"))]
         if not shards:
             raise BadInput(f"no latents in {folder}: make some with nic train latents")
-        self.places = [(shard, row) for shard in shards for row in range(len(shard.levels))]
+        self.places = [(shard, row) for shard in shards for row in range(len(shard.level))]
         self.seed(0)
 
     def seed(self, seed: int) -> None:
         """Starts another sequence of batches."""
         self.random = np.random.default_rng(seed)
 
-    def batch(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [count, M, h, w] in steps, images [count, 3, SIDE, SIDE] in [0, 1], quality [count] in [0, 63]."""
+    def batch(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+        """What the synthesis is to make, images [count, 3, SIDE, SIDE] in [0, 1], and its inputs: latents
+        [count, M, h, w] in steps, quality [count] in [0, 63], and the prediction."""
         chosen = [self.places[place] for place in self.random.integers(len(self.places), size=count)]
-        latents, pixels = (
-            torch.from_numpy(np.stack([getattr(shard, name)[row] for shard, row in chosen])).to(device)
-            for name in ("latents", "pixels")
-        )
-        levels = torch.tensor([int(shard.levels[row]) for shard, row in chosen], device=device)
-        latents = (latents.float() / UNIT).contiguous(memory_format=torch.channels_last)
-        return latents, pixels.permute(0, 3, 1, 2).float() / 255, levels / 4
+
+        def column(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([getattr(shard, name)[row] for shard, row in chosen])).to(device)
+
+        latents = (column("latents").float() / UNIT).contiguous(memory_format=torch.channels_last)
+        images = column("pixels").permute(0, 3, 1, 2).float() / 255
+        moving = chosen[0][0].prediction is not None
+        return images, latents, column("level") / 4, column("prediction").float() if moving else GREY
 
 
 def train(
@@ -113,8 +136,8 @@ def train(
     learning += [(last, 1.0)] if last else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        y, images, quality = searched.batch(options.batch, training.device)
-        mse = (synthesis(y, quality).float() - images).square().mean(dim=(1, 2, 3))
+        images, latents, quality, prediction = searched.batch(options.batch, training.device)
+        mse = (synthesis(latents, quality, prediction).float() - images).square().mean(dim=(1, 2, 3))
         return (lambda_of(quality, config).sqrt() * 255**2 * mse).mean(), {"mse": mse}
 
     training.fit(synthesis, optimizers_of(learning, options), loss, searched.seed, config)

@@ -19,8 +19,8 @@ from nic.models.motion import choose, search
 from nic.models.order import coding_order
 from nic.models.prior import UNIT
 from nic.models.store import Model
-from nic.models.transforms import bits_per_error
-from nic.models.video import GREY, predict
+from nic.models.transforms import GREY, bits_per_error
+from nic.models.video import predict
 
 __all__ = ["in_motion", "residual_pictures"]
 
@@ -53,12 +53,12 @@ def residual_pictures(model: Model, clip: np.ndarray, seed: int = 0) -> Iterator
             residual = current - prediction + GREY
             if known:
                 yield (residual[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            decoded[coded.frame] = (prediction + reconstruct(model, residual, quality) - GREY).clamp(0, 1)
+            decoded[coded.frame] = reconstruct(model, residual, quality, prediction).clamp(0, 1)
 
 
-def reconstruct(model: Model, images: Tensor, quality: Tensor) -> Tensor:
-    """Images [1, 3, H, W], sides multiples of 64 and at most 1024, as they come out of the codec."""
-    y = model.analysis(images.contiguous(memory_format=torch.channels_last), quality)
+def reconstruct(model: Model, residual: Tensor, quality: Tensor, prediction: Tensor) -> Tensor:
+    """Frames [1, 3, H, W], sides multiples of 64 and at most 1024, as they come out of the codec."""
+    y = model.analysis(residual.contiguous(memory_format=torch.channels_last), quality)
     targets = model.prior.targets(y, model.hyper_analysis(y))
 
     def source(stage: int, means: Tensor, classes: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def reconstruct(model: Model, images: Tensor, quality: Tensor) -> Tensor:
 
     height, width = y.shape[2:]
     latents = model.prior.decode(height, width, quality, source) / UNIT
-    return model.synthesis(latents.contiguous(memory_format=torch.channels_last), quality)
+    return model.synthesis(latents.contiguous(memory_format=torch.channels_last), quality, prediction)
 
 
 def in_motion(photos: list[np.ndarray], seed: int) -> np.ndarray:

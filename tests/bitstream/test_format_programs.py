@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from nic import codec
@@ -25,12 +26,22 @@ INTEGERS = ("prior.", "codebooks.")
 def tensors_of(model_id: bytes) -> dict[str, np.ndarray]:
     """A weight file as §7.8 has it, integers widened; checks that the model id is as it says."""
     with safe_open(store.find(model_id)["path"], framework="numpy") as file:
-        assert file.metadata()["id"] == model_id.hex()
+        metadata = file.metadata()
+        assert metadata["id"] == model_id.hex()
         stored = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    named = {name: array for name, array in stored.items() if name.startswith(INTEGERS)}
+    prefixes = (*INTEGERS, "synthesis.") if metadata["mode"] == "video" else INTEGERS
+    named = {name: array for name, array in stored.items() if name.startswith(prefixes)}
     lines = (f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes() for name, array in named.items())
     assert hashlib.sha256(b"".join(lines)).digest()[:8] == model_id
-    return {name: array.astype(int if name in named else np.float32) for name, array in stored.items()}
+    return {name: array.astype(int if name.startswith(INTEGERS) else np.float32) for name, array in stored.items()}
+
+
+def programs_of(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What FORMAT.md's programs define."""
+    programs: dict[str, Any] = {"np": np, "tensors": tensors}
+    for block in re.findall(r"```python\n(.*?)```", DOCUMENT[DOCUMENT.index("\n## 7. ") :], re.S):
+        exec(block, programs)
+    return programs
 
 
 def codebooks_of(tensors: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -46,9 +57,7 @@ def decode(file: NicFile) -> tuple[np.ndarray, np.ndarray]:
     """The latents [M, h, w] and pixels [3, H, W] in [0, 1] of a file of one cell, by FORMAT.md's programs."""
     header = file.header
     tensors = tensors_of(header.model_id)
-    programs: dict[str, Any] = {"np": np, "tensors": tensors}
-    for block in re.findall(r"```python\n(.*?)```", DOCUMENT[DOCUMENT.index("\n## 7. ") :], re.S):
-        exec(block, programs)
+    programs = programs_of(tensors)
     height, width = (-(-side // 64) * 4 for side in (header.height, header.width))
 
     def batch(classes: list[int]) -> np.ndarray:
@@ -82,3 +91,15 @@ def test_programs_decode_golden_files(path: Path) -> None:
     assert digest == json.loads(path.with_suffix(".json").read_text())["latents_sha256"]
     pixels = codec.decompress(data).pixels.astype(int)
     assert np.abs(np.rint(255 * images.transpose(1, 2, 0)) - pixels).max() <= 1
+
+
+def test_programs_make_frames_of_videos() -> None:
+    """That is, what latents add to a prediction."""
+    model, draw = store.load(store.VIDEO), np.random.default_rng(1)
+    assert isinstance(model, store.Model)
+    latents, prediction = draw.normal(size=(model.config.latent, 4, 8)), draw.random((3, 64, 128))
+    inputs = (torch.from_numpy(array[None]).float() for array in (latents, prediction))
+    with torch.no_grad():
+        made = model.synthesis(next(inputs), torch.tensor([11.0]), next(inputs))[0].numpy()
+    frames = programs_of(tensors_of(model.id))["synthesis"](latents, 11, prediction)
+    assert np.abs(frames - made).max() < 1e-3 and np.abs(made - prediction).max() > 0.01
