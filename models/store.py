@@ -252,14 +252,14 @@ def write(
 
 def halves(part: str, network: "nn.Module") -> dict[str, np.ndarray]:
     """The tensors of a network in float16."""
-    state = network.state_dict().items()
-    return {f"{part}.{name}": value.cpu().half().contiguous().numpy() for name, value in state}
+    return {f"{part}.{name}": value.cpu().half().numpy() for name, value in network.state_dict().items()}
 
 
 def write_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
     """Writes a file as a whole or not at all; its metadata get a digest of all tensors."""
     from safetensors.numpy import save_file
 
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}  # save_file takes memory as it is
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
