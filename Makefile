@@ -28,8 +28,12 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	    --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
 	nic train image --config medium --data $(DATA) --minutes 100 --bfloat16 -o $(RUN)/medium-large --batch 3 --crop 384 \
 	    --learning-rate 2e-4 --start-from $(RUN)/medium/last.pt --codebooks $(RUN)/small.safetensors
-	nic codebook fit $(RUN)/medium-large/last.pt models/weights/fidelity.safetensors --data $(DATA) --crops 500 \
+	nic codebook fit $(RUN)/medium-large/last.pt $(RUN)/fidelity.safetensors --data $(DATA) --crops 500 \
 	    --note "photographs and graphics, see docs/training-log.md"
+	NIC_MODELS=$(RUN) nic train latents --data $(DATA) -o $(RUN)/latents
+	nic train synthesis $(RUN)/fidelity.safetensors --latents $(RUN)/latents --minutes 42 -o $(RUN)/synthesis \
+	    --bfloat16 --batch 6 --learning-rate 2e-3
+	mv $(RUN)/fidelity.safetensors models/weights/
 
 PERCEPTUAL ?= ../shared/weights
 
@@ -53,6 +57,11 @@ weights-video:  ## train the model of videos from the small codec of `weights`: 
 	nic train residuals $(wildcard $(CLIPS)/*) --photos $(DATA) -o $(RUN)/residuals
 	nic train image --config video --data $(RUN)/residuals --data $(RUN)/residuals --data $(DATA) --minutes 128 \
 	    --bfloat16 -o $(RUN)/video --start-from $(RUN)/vq/last.pt --codebooks $(RUN)/small.safetensors
-	nic codebook fit $(RUN)/video/last.pt models/weights/video.safetensors --mode video --data $(RUN)/residuals \
+	nic codebook fit $(RUN)/video/last.pt $(RUN)/video.safetensors --mode video --data $(RUN)/residuals \
 	    --data $(RUN)/residuals --data $(DATA) --crops 400 \
 	    --note "clips, photographs and graphics, see docs/training-log.md"
+	NIC_MODELS=$(RUN) nic train latents $(wildcard $(CLIPS)/*) --data $(DATA) -o $(RUN)/frames --count 704 \
+	    --coded-by video
+	nic train synthesis $(RUN)/video.safetensors --latents $(RUN)/frames --minutes 24 -o $(RUN)/frames-synthesis \
+	    --config video --bfloat16 --batch 6 --learning-rate 2e-3
+	mv $(RUN)/video.safetensors models/weights/

@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -243,11 +243,11 @@ def _decompress_video(source: str, data: bytes, target: str, options: Options, r
         _save_picture(pixels, target, suffix)
         made, lost, count = f"frame {frame}", "that frame is whole", 1
     elif "%" in target or suffix in WRITABLE:
-        frames = video.decode_frames(file, refinement=refinement, device=options.device)
+        decode = functools.partial(video.decode_frames, refinement=refinement, device=options.device)
         if suffix in WRITABLE:
-            count = _write_video(file, frames, target, suffix, options.quiet)
+            count = _write_video(file, decode(file), target, suffix, options.quiet)
         else:
-            count = _write_pictures(file, frames, target, suffix, options)
+            count = _write_pictures(file, decode, target, suffix, options)
         made, lost = f"{count} frames", f"{file.clip.frames - count} of {file.clip.frames} frames are lost"
     else:
         raise UsageError(f"a video becomes {', '.join(WRITABLE)}, numbered pictures (%04d.png), or one with --frame")
@@ -268,19 +268,24 @@ def _save_picture(pixels: "np.ndarray", target: str, suffix: str) -> None:
     write(target, picture.getvalue())
 
 
-def _write_pictures(file: "ClipFile", frames: "Frames", target: str, suffix: str, options: Options) -> int:
-    """One picture a frame, with the frame's number, from 0, in ``target``; returns how many."""
+def _write_pictures(
+    file: "ClipFile", decode: Callable[["ClipFile"], "Frames"], target: str, suffix: str, options: Options
+) -> int:
+    """One picture a frame, with the frame's number, from 0, in ``target``; returns how many there are then."""
     if not re.fullmatch(r"([^%]|%%)*%0?\d{0,2}d([^%]|%%)*", target):
         raise UsageError(f"{target!r} has no place for one number, as in frames/%04d.png")
     clip = file.clip
-    numbers = [index * clip.group + place for index in sorted(file.groups) for place in range(clip.length(index))]
-    there = {number for number in numbers if options.resume and os.path.isfile(target % number)}
-    for number in numbers:
-        check_target(target % number, options.force or number in there)
-    for number, (_, pixels) in zip(numbers, frames, strict=True):
-        if number not in there:
-            _save_picture(pixels, target % number, suffix)
-    return len(numbers)
+    numbers = {index: range(index * clip.group, index * clip.group + clip.length(index)) for index in file.groups}
+    there = {n for group in numbers.values() for n in group if options.resume and os.path.isfile(target % n)}
+    for number in sorted(n for group in numbers.values() for n in group if n not in there):
+        check_target(target % number, options.force)
+    wanted = {index: group for index, group in sorted(file.groups.items()) if not there.issuperset(numbers[index])}
+    if wanted or not file.groups:  # which is an error
+        frames = decode(replace(file, groups=wanted))
+        for number, (_, pixels) in zip((n for index in wanted for n in numbers[index]), frames, strict=True):
+            if number not in there:
+                _save_picture(pixels, target % number, suffix)
+    return sum(map(len, numbers.values()))
 
 
 def _write_video(file: "ClipFile", frames: "Frames", target: str, suffix: str, quiet: bool) -> int:

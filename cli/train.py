@@ -188,7 +188,7 @@ def latents(
 def synthesis(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
     """Train the synthesis in the weight file WEIGHTS for some minutes; the model id stays, unless it is of videos.
 
-    The config may add a post-filter; it learns at this rate, what was there before at a twentieth of it.
+    The config may add a post-filter; it learns at the learning rate, all else at a twentieth of it.
     """
     from nic.models.config import ImageConfig
     from nic.models.training import synthesis as training

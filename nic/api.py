@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from nic.describe import describe
-from nic.errors import BadInput
+from nic.errors import BadInput, UsageError
 from nic.pixels import load, to_pil
 
 __all__ = ["decode", "encode", "info", "recover"]
@@ -96,6 +96,8 @@ def decode(
     from nic.codec import decompress
     from nic.refine import Refinement
 
+    if not refine and (refine_strength, seed, consistent) != (0.5, 0, False):
+        raise UsageError("refine_strength, seed and consistent are for refine")
     refinement = Refinement(refine, refine_strength, seed, consistent) if refine else None
     return to_pil(decompress(_read(source), crop=crop, refinement=refinement, device=device))
 

@@ -155,6 +155,12 @@ def test_impossible_options(options: tuple[str, ...], text: str, file: bytes, tm
     assert result.exit_code == 2 and text in result.output and not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize("options", [{"refine_strength": 0.7}, {"seed": 1}, {"consistent": True}])
+def test_options_of_refining_need_refining(options: dict[str, Any], file: bytes) -> None:
+    with pytest.raises(UsageError, match="are for refine"):
+        nic.decode(file, **options)
+
+
 def test_defaults_are_the_same_everywhere(file: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.nic").write_bytes(file)
     run("decompress", tmp_path / "a.nic", tmp_path / "a.png", "--refine", 1)

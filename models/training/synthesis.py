@@ -27,7 +27,7 @@ from nic.models.transforms import GREY, Synthesis, lambda_of
 __all__ = ["SIDE", "Row", "Shard", "train", "write_shard"]
 
 SIDE = 256  # pixels of a crop
-SLOW = 0.05  # learning rate of what has learned before, relative to a new post-filter's
+SLOW = 0.05  # learning rate of all else, which has learned before, relative to a post-filter's
 
 
 class Row(NamedTuple):
@@ -90,8 +90,10 @@ class Searched:
         self.random = np.random.default_rng(seed)
 
     def batch(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-        """What the synthesis is to make, images [count, 3, SIDE, SIDE] in [0, 1], and its inputs: latents
-        [count, M, h, w] in steps, quality [count] in [0, 63], and the prediction."""
+        """What the synthesis is to make, images [count, 3, SIDE, SIDE] in [0, 1], and its inputs.
+
+        These are latents [count, M, h, w] in steps, quality [count] in [0, 63], and the prediction.
+        """
         chosen = [self.places[place] for place in self.random.integers(len(self.places), size=count)]
 
         def column(name: str) -> Tensor:
@@ -132,7 +134,7 @@ def train(
     synthesis.to(training.device, memory_format=torch.channels_last)
     parts = dict(synthesis.named_children())
     last = parts.pop("filter", None)
-    learning: list[tuple[nn.Module, float]] = [(nn.ModuleList(parts.values()), SLOW if fresh else 1.0)]
+    learning: list[tuple[nn.Module, float]] = [(nn.ModuleList(parts.values()), SLOW if last else 1.0)]
     learning += [(last, 1.0)] if last else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
