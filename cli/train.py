@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nic.cli.options import Real
-from nic.errors import BadInput, UsageError
+from nic.errors import UsageError
 
 __all__ = ["EXISTING", "data_option", "device_option", "note_option", "train", "workers_option"]
 
@@ -197,7 +197,7 @@ def synthesis(config: str, batch: int | None, learning_rate: float | None, **run
 
 
 @train.command(short_help="Make the pictures that the codec of videos is trained on.")
-@click.argument("videos", nargs=-1, required=True, type=click.Path(exists=True))
+@click.argument("videos", nargs=-1, required=True, type=EXISTING)
 @output_option
 @click.option("--photos", multiple=True, metavar="DIR_OR_TAR", type=EXISTING, help="Set these in motion, too.")
 @click.option("--moving", type=click.IntRange(1), default=72, show_default=True, help="Clips made of --photos.")
@@ -206,7 +206,7 @@ def synthesis(config: str, batch: int | None, learning_rate: float | None, **run
 @device_option
 @workers_option
 def residuals(
-    videos: tuple[str, ...],
+    videos: tuple[Path, ...],
     output: Path,
     photos: tuple[Path, ...],
     moving: int,
@@ -223,13 +223,14 @@ def residuals(
     from nic.models.training.data import read_photos
     from nic.models.training.loop import device_of
     from nic.models.training.video import in_motion
+    from nic.searched import read_clip
 
     coder = store.load(coded_by, str(device_of(device)))
     if not isinstance(coder, store.Model):
         raise UsageError(f"model {coded_by} is of the extreme mode: name one of fidelity mode or of videos")
     for number, video in enumerate(videos):
         for seed in range(passes):
-            write_residuals(coder, partial(read_clip, video), seed, output / f"{number}-{Path(video).stem}-{seed}")
+            write_residuals(coder, partial(read_clip, video), seed, output / f"{number}-{video.stem}-{seed}")
     still = read_photos(photos, workers=workers) if photos else []
     if len(still) == 1:
         raise UsageError("--photos must have two pictures at least: one moves before the other")
@@ -237,20 +238,9 @@ def residuals(
         write_residuals(coder, partial(in_motion, still, seed), seed, output / f"moving-{seed:03}")
 
 
-def read_clip(path: str) -> Any:
-    """The frames of a video, [T, H, W, 3] uint8."""
-    import numpy as np
-
-    from nic.media import Source
-
-    try:
-        return np.stack(list(Source.open(path).frames()))
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-
-
 def write_residuals(coder: Any, frames: Callable[[], Any], seed: int, folder: Path) -> None:
     """The residual pictures of a clip, every twentieth for validation, unless the folder is there already."""
+    import numpy as np
     from PIL import Image
 
     from nic.models.training.video import residual_pictures
@@ -260,7 +250,7 @@ def write_residuals(coder: Any, frames: Callable[[], Any], seed: int, folder: Pa
     unfinished = folder.with_name(f"{folder.name}.partial")
     for part in ("train", "val"):
         (unfinished / part).mkdir(parents=True, exist_ok=True)
-    for index, picture in enumerate(residual_pictures(coder, frames(), seed)):
+    for index, picture in enumerate(residual_pictures(coder, np.asarray(frames()), seed)):
         Image.fromarray(picture).save(unfinished / ("val" if index % 20 == 19 else "train") / f"{index:05}.png")
     unfinished.rename(folder)
     click.echo(f"wrote {folder}")

@@ -12,7 +12,7 @@ import torch
 
 from nic.effort import ITERATIONS
 from nic.encoder import code_fidelity
-from nic.errors import UsageError
+from nic.errors import BadInput, UsageError
 from nic.frames import CodedFrame, GroupMotion, encode_group
 from nic.loaded import load_model
 from nic.media import Source
@@ -26,7 +26,7 @@ from nic.models.training.video import in_motion
 from nic.processes import pool_of
 from nic.video import SPANS, TRIAL, above
 
-__all__ = ["write_shards"]
+__all__ = ["read_clip", "write_shards"]
 
 AT_ONCE = 64  # rows of a file
 EFFORTS = (3, 4)  # of pictures: about those that are used most
@@ -42,8 +42,11 @@ def write_shards(
     photos: as for read_photos. coded_by: a model of fidelity mode, for crops of photos; or one of videos, for frames
     of videos and of photos in motion. Raises UsageError for any other.
     """
-    if store.find(coded_by)["mode"] not in (store.FIDELITY, store.VIDEO):
+    mode = store.find(coded_by)["mode"]
+    if mode not in (store.FIDELITY, store.VIDEO):
         raise UsageError(f"model {coded_by} is of no mode that this is for: name one of fidelity mode or of videos")
+    if videos and mode != store.VIDEO:
+        raise UsageError(f"model {coded_by} codes no videos: give --coded-by video, or no videos")
     folder.mkdir(parents=True, exist_ok=True)
     counts = {folder / f"{at // AT_ONCE:04}.safetensors": min(AT_ONCE, total - at) for at in range(0, total, AT_ONCE)}
     missing = {path: wanted for path, wanted in counts.items() if not path.exists()}
@@ -71,7 +74,11 @@ def read(photos: tuple[Path, ...]) -> list[np.ndarray]:
 
 @cache
 def read_clip(video: Path) -> list[np.ndarray]:
-    return list(Source.open(str(video)).frames())
+    """The frames of a video, [H, W, 3] uint8 each; raises BadInput."""
+    try:
+        return list(Source.open(str(video)).frames())
+    except BadInput as error:
+        raise BadInput(f"{video}: {error}") from error
 
 
 def crops(model: store.Model, data: tuple[Path, ...], seed: int) -> Iterator[Row]:

@@ -130,3 +130,6 @@ def test_what_does_not_fit_is_refused(weights: Path, latents: Path, tmp_path: Pa
         2,
         "nic: model extreme is of no mode that this is for: name one of fidelity mode or of videos",
     )
+    (tmp_path / "text.mkv").write_text("no video")
+    result = run("train", "latents", tmp_path / "text.mkv", "--data", tmp_path, "-o", tmp_path / "x")
+    assert result.exit_code == 2 and "fidelity codes no videos" in result.stderr
