@@ -1,9 +1,10 @@
-"""What the vector quantizer and the integer prior cost or gain, on the same latents.
+"""What the codebooks and the integer prior cost or gain, on the same latents.
 
     python benchmarks/quantizer.py CHECKPOINT WEIGHTS --data TRAIN -o benchmarks/results
 
-CHECKPOINT is what WEIGHTS was fitted from. Photographs of the validation split are coded in five ways; rates are ideal
-code lengths, hyper-latents included. Writes quantizer.csv and prints BD-rates.
+CHECKPOINT is what WEIGHTS was fitted from, or WEIGHTS itself, whose integers are then the float prior, too.
+Photographs of the validation split are coded in five ways; rates are ideal code lengths, hyper-latents included. Writes
+quantizer.csv and prints BD-rates.
 """
 
 import argparse
@@ -22,14 +23,14 @@ from tqdm import tqdm
 
 from nic.bench.measure import write_csv
 from nic.bench.results import Row
+from nic.bitstream.entropy import Tables, ideal_bits
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
-from nic.models.config import ImageConfig
 from nic.models.prior import CLASSES, UNIT, Prior
 from nic.models.training.codebook import RECOUNTS, borrow, escape_table, gather, recount, to_frequencies
 from nic.models.training.data import Photos, read_photos, to_images
-from nic.models.training.loop import read_checkpoint
-from nic.models.vq import TOTAL, Codebook, Codebooks
+from nic.models.training.start import read_start
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, TOTAL, Codebook, Codebooks, Places
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = 1e-3  # rate weight of plain rounding: it only decides between an escape and a codeword that say the same
@@ -40,8 +41,8 @@ COMPARED = (
     ("integer prior", "float prior", "what integerising the prior costs"),
     ("scalar tables", "integer prior", "counted tables instead of Gaussians"),
     ("optimised scalar tables", "scalar tables", "choosing by rate and distortion"),
-    ("vector", "scalar tables", "vectors against rounding"),
-    ("vector", "optimised scalar tables", "vectors against rate-distortion optimised scalars"),
+    ("shared codebooks", "scalar tables", "vectors and trellises against rounding"),
+    ("shared codebooks", "optimised scalar tables", "the same against rate-distortion optimised scalars"),
 )
 
 
@@ -58,9 +59,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    state, config = read_checkpoint(arguments.checkpoint, ImageConfig)
+    state, config = read_start(arguments.checkpoint)
     model = ImageCodec(config).to(memory_format=torch.channels_last).eval()
-    model.load_state_dict(state["average"])
+    model.load_state_dict(state)
     photos = read_photos(arguments.data, "val")[: arguments.photos]
     ways = quantizers(
         model, arguments.weights, Photos(read_photos(arguments.data), torch.device("cpu")), arguments.crops
@@ -93,7 +94,7 @@ def quantizers(
         "integer prior": (integer, gaussian, None),
         "scalar tables": (integer, tables(counted), PLAIN),
         "optimised scalar tables": (integer, tables(chosen), None),
-        "vector": (integer, tables(store.read_codebooks(weights)), None),
+        "shared codebooks": (integer, tables(store.read_codebooks(weights)), None),
     }
 
 
@@ -116,17 +117,22 @@ def gaussian(residuals: Tensor, classes: Tensor) -> tuple[Tensor, float]:
 
 
 def tables(books: Codebooks) -> Quantizer:
+    entropy = Tables(books.frequency_tables())
+
     def quantize(residuals: Tensor, classes: Tensor) -> tuple[Tensor, float]:
-        classes = classes.long()
-        symbols, decoded = books.quantize(residuals, classes)
+        chosen, decoded = books.quantize(residuals, classes.long())
+        symbols, numbers = chosen.numpy().astype(np.int32), classes.numpy().astype(np.uint8)
         bits = 0.0
-        for c in classes.unique().tolist():
-            book, mine = books.books[c], classes == c
-            if len(book.frequencies) > 1:
-                sent = symbols[mine, : 4 // book.dimension]
-                bits += book.bits[sent].sum().item()
-                escaped = decoded[mine].view(-1, book.dimension)[sent.flatten() == len(book.codewords)]
-                bits += books.escape_bits[(escaped / UNIT).long() + len(books.escape) // 2].sum().item()
+
+        def count(places: Places, tables: np.ndarray) -> np.ndarray:
+            nonlocal bits
+            mine: np.ndarray = symbols[places]
+            bits += ideal_bits(entropy, mine, tables)
+            return mine
+
+        books.in_file_order(numbers, count)
+        steps = (decoded.numpy()[books.escaped(symbols, numbers)] / UNIT).astype(np.int32)
+        bits += ideal_bits(entropy, steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
         return decoded, bits
 
     return quantize

@@ -1,36 +1,59 @@
 """Shared codebooks: one table of codewords for each scale class, whatever the position, channel or quality.
 
 Residuals come in groups of four latents of one class. The class decides how a group is cut: into one vector of four,
-two of two, or four scalars (coarse classes would need too many codewords otherwise). Codewords are fixed point
-(1/64 step), so decoding is integer arithmetic. The last symbol of every class that codes anything is the escape: its
-components follow as whole steps, from one table that all classes share.
+two of two, or four scalars (coarse classes would need too many codewords otherwise). Scalars may have two codebooks, of
+which a trellis takes one or the other (nic/models/trellis.py). Codewords are fixed point (1/64 step), so decoding is
+integer arithmetic. The last symbol of every class that codes anything is the escape: its components follow as whole
+steps, from one table that all classes share.
 
 Codebooks come from entropy-constrained vector quantization (Chou, Lookabaugh and Gray, IEEE Trans. ASSP 37, 1989):
 a vector's codeword minimises |u - c|^2 + RATE_WEIGHT * bits(c).
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nic.models.prior import CLASSES, GROUP, UNIT
+from nic.models.trellis import Walk, best_path, rounds_of
 
-__all__ = ["ESCAPE_CLASS", "ESCAPE_MAX", "RATE_WEIGHT", "TOTAL", "Codebook", "Codebooks"]
+__all__ = [
+    "ESCAPE_CLASS",
+    "ESCAPE_MAX",
+    "ODD",
+    "RATE_WEIGHT",
+    "TOTAL",
+    "Code",
+    "Codebook",
+    "Codebooks",
+    "Places",
+    "bits_of",
+]
 
 TOTAL = 2**24  # frequencies of a class sum to this
 ESCAPE_CLASS = CLASSES  # the escape table comes after those of the classes
+ODD = CLASSES + 1  # and behind it those of the odd codebooks, in class order
 ESCAPE_MAX = 1023  # whole steps; larger components are clipped
+NEARBY = 2  # codewords on each side of the nearest one that a trellis may take
 # What a bit is worth in squared steps. At high rate, a uniform quantizer of step 1 trades 2 ln 2 / 12 = 0.116.
-RATE_WEIGHT = 0.09
+RATE_WEIGHT = 0.105
+
+Places = tuple[np.ndarray, ...] | tuple[np.ndarray, int]  # indices into [G, 4]
+Code = Callable[[Places, np.ndarray], np.ndarray]  # codes symbols at some places, with their tables, and returns them
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """One class's codewords [K, d] (int, fixed point) and frequencies [K + 1], escape last; K = 1 codes nothing."""
+    """One class's codewords [K, d] (int, fixed point) and frequencies [K + 1], escape last; K = 1 codes nothing.
+
+    Codewords of a trellis ascend, so that odd symbols lie between even ones.
+    """
 
     codewords: Tensor
     frequencies: Tensor
@@ -41,28 +64,45 @@ class Codebook:
 
     @property
     def bits(self) -> Tensor:
-        return math.log2(TOTAL) - torch.log2(self.frequencies.float())
+        return bits_of(self.frequencies)
+
+    def to(self, device: torch.device) -> "Codebook":
+        return Codebook(self.codewords.to(device), self.frequencies.to(device))
+
+
+def bits_of(frequencies: Tensor) -> Tensor:
+    """What symbols of a table cost."""
+    return math.log2(TOTAL) - torch.log2(frequencies.float())
 
 
 class Codebooks:
-    """All classes' codebooks and the escape table."""
+    """All classes' codebooks, the odd ones of those that have two, and the escape table."""
 
-    def __init__(self, books: list[Codebook], escape: Tensor) -> None:
-        """``escape``: frequencies [2 * ESCAPE_MAX + 1] of the components -ESCAPE_MAX ... ESCAPE_MAX."""
+    def __init__(self, books: list[Codebook], escape: Tensor, odd: Sequence[Codebook | None] = ()) -> None:
+        """``escape``: frequencies [2 * ESCAPE_MAX + 1] of the components -ESCAPE_MAX ... ESCAPE_MAX.
+
+        odd: one for each class, None where a class has no trellis; both of its codebooks have equally many codewords.
+        """
         self.books = books
+        self.odd = list(odd) or [None] * len(books)
         self.escape = escape
-        self.escape_bits = math.log2(TOTAL) - torch.log2(escape.float())
+        self.escape_bits = bits_of(escape)
         self.codewords = [book.codewords.float() for book in books]
         self.bits = [book.bits for book in books]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """For a weight file: all codewords and all frequencies in class order, with their sizes."""
+        """For a weight file: all codewords and all frequencies in class order, with their sizes.
+
+        If there are odd codebooks, they come behind the 64 others; that of a class without one has no codewords.
+        """
+        rows = [*self.books, *self.odd] if any(self.odd) else self.books
+        books = [book or Codebook(torch.zeros(0, 1, dtype=torch.int32), torch.zeros(0)) for book in rows]
         return {
-            "dimensions": np.array([book.dimension for book in self.books], np.uint8),
-            "sizes": np.array([len(book.codewords) for book in self.books], np.uint16),
-            "codewords": torch.cat([book.codewords.flatten() for book in self.books]).numpy().astype(np.int32),
-            "frequencies": np.concatenate(self.frequency_tables()[:-1]),
-            "escape": self.frequency_tables()[-1],
+            "dimensions": np.array([book.dimension for book in books], np.uint8),
+            "sizes": np.array([len(book.codewords) for book in books], np.uint16),
+            "codewords": torch.cat([book.codewords.flatten() for book in books]).numpy().astype(np.int32),
+            "frequencies": np.concatenate([book.frequencies.numpy().astype(np.uint32) for book in books]),
+            "escape": self.escape.numpy().astype(np.uint32),
         }
 
     @classmethod
@@ -74,11 +114,12 @@ class Codebooks:
             Codebook(torch.from_numpy(words.reshape(-1, dimension)), torch.from_numpy(table))
             for words, table, dimension in zip(codewords, frequencies, dimensions, strict=True)
         ]
-        return cls(books, torch.from_numpy(arrays["escape"].astype(np.int64)))
+        odd = [book if len(book.codewords) else None for book in books[CLASSES:]]
+        return cls(books[:CLASSES], torch.from_numpy(arrays["escape"].astype(np.int64)), odd)
 
     def to(self, device: torch.device) -> "Codebooks":
-        books = [Codebook(book.codewords.to(device), book.frequencies.to(device)) for book in self.books]
-        return Codebooks(books, self.escape.to(device))
+        odd = [book and book.to(device) for book in self.odd]
+        return Codebooks([book.to(device) for book in self.books], self.escape.to(device), odd)
 
     @cached_property
     def symbols_per_group(self) -> np.ndarray:
@@ -91,38 +132,115 @@ class Codebooks:
         return np.array([book.dimension for book in self.books])
 
     @cached_property
+    def trellised(self) -> np.ndarray:
+        """Which classes have two codebooks: bool [64]."""
+        return np.array([odd is not None for odd in self.odd])
+
+    @cached_property
     def escape_symbols(self) -> np.ndarray:
         """The symbol that stands for the escape in each class: int32 [64]; -1 where the class codes nothing."""
         sizes = [len(book.codewords) if len(book.frequencies) > 1 else -1 for book in self.books]
         return np.array(sizes, np.int32)
 
     def frequency_tables(self) -> list[np.ndarray]:
-        """Frequencies of every class, then of the escapes: uint32, each summing to 2^24."""
-        return [table.cpu().numpy().astype(np.uint32) for table in [b.frequencies for b in self.books] + [self.escape]]
+        """Frequencies of every class, then of the escapes, then of the odd codebooks: uint32, each summing to 2^24."""
+        tables = [*(book.frequencies for book in self.books), self.escape]
+        if any(self.odd):
+            tables += [torch.tensor([TOTAL]) if book is None else book.frequencies for book in self.odd]
+        return [table.cpu().numpy().astype(np.uint32) for table in tables]
 
-    def quantize(self, residuals: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def in_file_order(self, classes: np.ndarray, code: Code) -> np.ndarray:
+        """Has the symbols of groups of classes [G] coded, batch by batch: the table of each symbol, uint8 [G, 4].
+
+        First come those of classes without a trellis; then, round by round, those at the same place of each group.
+        """
+        tables = np.repeat(classes.astype(np.uint8)[:, None], GROUP, axis=1)
+        mine = self.trellised[classes]
+        sent = (np.arange(GROUP) < self.symbols_per_group[classes][:, None]) & ~mine[:, None]
+        code(np.nonzero(sent), tables[sent])
+        rounds = rounds_of(classes, mine)
+        walk = Walk(len(rounds[0]) if rounds else 0)
+        for groups in rounds:
+            for place in range(GROUP):
+                tables[groups, place] += np.uint8(ODD) * walk.odd(len(groups))
+                walk.go(code((groups, place), tables[groups, place]))
+        return tables
+
+    def quantize(self, residuals: Tensor, classes: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Residuals [G, 4] (fixed point, any float) and classes [G] -> symbols [G, 4] int and reconstruction [G, 4].
 
-        Symbol rows hold 4 / d symbols, then zeros. A symbol minimises squared error (in steps) + RATE_WEIGHT * bits.
+        Symbol rows hold 4 / d symbols, then zeros. They minimise squared error (in steps) + RATE_WEIGHT * bits, but for
+        ``masked`` groups [G], which take their class's likeliest codewords.
         """
-        order = torch.argsort(classes, stable=True)
-        residuals = residuals[order]
         symbols = torch.zeros(residuals.shape, dtype=torch.long, device=residuals.device)
         decoded = torch.empty_like(residuals)
-        stop = 0
-        for c, count in enumerate(torch.bincount(classes).tolist()):
-            start, stop = stop, stop + count
-            if not count:
+        for c, rows in by_class(classes):
+            if self.odd[c] is not None:
                 continue
             dimension = self.books[c].dimension
+            vectors = residuals[rows].view(-1, dimension)
             if len(self.bits[c]) == 1:
-                decoded[start:stop] = self.codewords[c].repeat(1, GROUP // dimension)
-                continue
-            chosen, values = self.nearest(c, residuals[start:stop].view(-1, dimension))
-            symbols[start:stop, : GROUP // dimension] = chosen.view(count, -1)
-            decoded[start:stop] = values.view(-1, GROUP)
-        places = torch.argsort(order)
-        return symbols[places], decoded[places]
+                chosen, values = symbols.new_zeros(len(vectors)), self.codewords[c].expand(len(vectors), -1)
+            else:
+                chosen, values = self.nearest(c, vectors)
+            symbols[rows, : GROUP // dimension] = chosen.view(len(rows), -1)
+            decoded[rows] = values.reshape(-1, GROUP)
+            if masked is not None:
+                least, likeliest = rows[masked[rows]], self.likeliest(self.books[c])
+                symbols[least, : GROUP // dimension] = likeliest
+                decoded[least] = self.codewords[c][likeliest].repeat(GROUP // dimension)
+        rounds = rounds_of(classes.cpu().numpy(), self.trellised[classes.cpu().numpy()])
+        if rounds:
+            groups = torch.from_numpy(np.concatenate(rounds)).to(residuals.device)
+            some = None if masked is None else masked[groups]
+            symbols[groups], decoded[groups] = self.along_trellises(
+                residuals[groups], classes[groups], len(rounds[0]), some
+            )
+        return symbols, decoded
+
+    def along_trellises(
+        self, residuals: Tensor, classes: Tensor, width: int, masked: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``quantize`` of groups that run through ``width`` trellises, sorted by class."""
+        count = -(-len(residuals) // width)
+        costs = residuals.new_zeros(count * width, GROUP, 4)  # of the best symbol of each codebook and parity
+        symbols = torch.zeros(costs.shape, dtype=torch.long, device=costs.device)
+        values = torch.zeros_like(costs)
+        for c, rows in by_class(classes):
+            least = rows[masked[rows]] if masked is not None else rows[:0]
+            for which, book in enumerate((self.books[c], self.odd[c])):
+                assert book is not None
+                both = slice(2 * which, 2 * which + 2)
+                found = self.nearby(book, residuals[rows].flatten())
+                for made, part in zip((costs, symbols, values), found, strict=True):
+                    made[rows, :, both] = part.view(-1, GROUP, 2)
+                likeliest = self.likeliest(book)
+                costs[least, :, both] = torch.inf
+                costs[least, :, 2 * which + likeliest % 2] = 0
+                symbols[least, :, both] = likeliest
+                values[least, :, both] = float(book.codewords[likeliest])
+        steps = costs.view(count, width, GROUP, 4).permute(0, 2, 3, 1).reshape(-1, 4, width)
+        path = best_path(steps).view(count, GROUP, width).transpose(1, 2).reshape(-1, GROUP, 1)
+        return tuple(made.gather(2, path)[: len(residuals), :, 0] for made in (symbols, values))  # type: ignore[return-value]
+
+    def nearby(self, book: Codebook, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best even and the best odd symbol for values [n]: costs, symbols and reconstructions [n, 2]."""
+        codewords, bits = book.codewords[:, 0].float(), RATE_WEIGHT * UNIT**2 * book.bits
+        nearest = torch.bucketize(values, (codewords[1:] + codewords[:-1]) / 2)
+        offsets = torch.arange(-NEARBY, NEARBY + 1, device=values.device)
+        symbols = (nearest[:, None] + offsets).clamp(0, len(codewords) - 1)
+        costs = (values[:, None] - codewords[symbols]).square() + bits[symbols]
+        steps = torch.round(values / UNIT).clamp(-ESCAPE_MAX, ESCAPE_MAX)
+        escaped = RATE_WEIGHT * UNIT**2 * self.escape_bits[steps.long() + ESCAPE_MAX] + bits[-1]
+        costs = torch.cat([costs, ((values - steps * UNIT).square() + escaped)[:, None]], dim=1)
+        symbols = F.pad(symbols, (0, 1), value=len(codewords))
+        made = torch.cat([codewords[symbols[:, :-1]], steps[:, None] * UNIT], dim=1)
+        best = [costs.masked_fill(symbols % 2 != parity, torch.inf).argmin(dim=1) for parity in (0, 1)]
+        chosen = torch.stack(best, dim=1)
+        return costs.gather(1, chosen), symbols.gather(1, chosen), made.gather(1, chosen)
+
+    def likeliest(self, book: Codebook) -> int:
+        return int(book.frequencies[: len(book.codewords)].argmax())
 
     def nearest(self, c: int, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols [n] and reconstructions [n, d] of vectors [n, d] in class c."""
@@ -138,43 +256,44 @@ class Codebooks:
         chosen = torch.where(escaped, len(codewords), chosen)
         return chosen, torch.where(escaped[:, None], steps * UNIT, codewords[chosen.clamp(max=len(codewords) - 1)])
 
-    def mask(
-        self, residuals: Tensor, classes: Tensor, symbols: Tensor, decoded: Tensor, rate: float
-    ) -> tuple[Tensor, Tensor]:
-        """``quantize``'s symbols and reconstruction, with a share of the coded groups left at their expected value.
+    def least(self, residuals: Tensor, classes: Tensor, symbols: Tensor, decoded: Tensor, rate: float) -> Tensor:
+        """A share of the coded groups to be masked, bool [G]: those whose rate-distortion cost rises least.
 
-        That is their class's likeliest codeword. The groups are those whose rate-distortion cost rises least.
+        symbols, decoded: what ``quantize`` makes of the residuals. A symbol of an odd codebook counts like that of the
+        even one.
         """
-        likeliest = [int(bits[: len(words)].argmin()) for bits, words in zip(self.bits, self.codewords, strict=True)]
         coded = torch.tensor([len(bits) > 1 for bits in self.bits], device=classes.device)[classes]
-        expected_symbols, expected = torch.zeros_like(symbols), torch.zeros_like(decoded)
+        expected = torch.zeros_like(decoded)
         saved = torch.zeros(len(classes), device=decoded.device)  # bits
-        for c in classes[coded].unique().tolist():
-            rows, count = classes == c, GROUP // self.books[c].dimension
-            expected_symbols[rows, :count] = likeliest[c]
-            expected[rows] = self.codewords[c][likeliest[c]].repeat(count)
-            saved[rows] = (self.bits[c][symbols[rows, :count]] - self.bits[c][likeliest[c]]).sum(dim=1)
+        for c, rows in by_class(classes):
+            count, likeliest = GROUP // self.books[c].dimension, self.likeliest(self.books[c])
+            expected[rows] = self.codewords[c][likeliest].repeat(count)
+            saved[rows] = (self.bits[c][symbols[rows, :count]] - self.bits[c][likeliest]).sum(dim=1)
         error = (residuals - expected).square().sum(dim=1) - (residuals - decoded).square().sum(dim=1)
         rise = (error / UNIT**2 - RATE_WEIGHT * saved).masked_fill(~coded, math.inf)
-        masked = rise.argsort(stable=True)[: int(rate * int(coded.sum()))]
-        symbols[masked], decoded[masked] = expected_symbols[masked], expected[masked]
-        return symbols, decoded
+        masked = torch.zeros_like(coded)
+        masked[rise.argsort(stable=True)[: int(rate * int(coded.sum()))]] = True
+        return masked
 
     @cached_property
     def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The components of all codewords, where each class's start [64], and its last codeword [64]: all int32."""
-        sizes = np.array([book.codewords.numel() for book in self.books])
-        components = torch.cat([book.codewords.flatten() for book in self.books]).cpu().numpy().astype(np.int32)
+        """The components of all codewords, where each table's start [129], and its last codeword [129]: all int32."""
+        nothing = Codebook(torch.zeros(0, 1), torch.zeros(0))
+        books = [*self.books, nothing, *(book or nothing for book in self.odd)]
+        sizes = np.array([book.codewords.numel() for book in books])
+        components = torch.cat([book.codewords.flatten() for book in books]).cpu().numpy().astype(np.int32)
         starts = (np.cumsum(sizes) - sizes).astype(np.int32)
-        return components, starts, (sizes // self.dimensions - 1).astype(np.int32)
+        last = [len(book.codewords) - 1 for book in books]
+        return components, starts, np.array(last, np.int32)
 
-    def dequantize(self, symbols: np.ndarray, classes: np.ndarray, escapes: np.ndarray) -> np.ndarray:
-        """What a decoder does: symbols [G, 4] as above, classes [G], escape components in order -> int [G, 4]."""
+    def dequantize(self, symbols: np.ndarray, tables: np.ndarray, escapes: np.ndarray) -> np.ndarray:
+        """What a decoder does: symbols and tables [G, 4] as above, escape components in order -> int [G, 4]."""
         components, starts, last = self.flat
-        decoded = np.empty((len(classes), GROUP), np.int32)
+        classes = tables[:, 0] % ODD
+        decoded = np.empty(symbols.shape, np.int32)
         for dimension in np.unique(self.dimensions):
             rows = np.flatnonzero(self.dimensions[classes] == dimension)
-            mine = classes[rows, None]
+            mine = tables[rows, : GROUP // dimension]
             places = starts[mine] + dimension * np.minimum(symbols[rows, : GROUP // dimension], last[mine])
             decoded[rows] = components[places[:, :, None] + np.arange(dimension)].reshape(-1, GROUP)
         decoded[self.escaped(symbols, classes)] = escapes * UNIT
@@ -187,3 +306,10 @@ class Codebooks:
             return np.zeros(symbols.shape, bool)
         owner = np.arange(GROUP) // self.dimensions[classes][:, None]
         return np.take_along_axis(symbols, owner, axis=1) == size
+
+
+def by_class(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The classes present among classes [G], ascending, each with the ascending places where it is."""
+    present, counts = classes.unique(return_counts=True)
+    places = torch.argsort(classes, stable=True).split(counts.tolist())
+    return zip(present.tolist(), places, strict=True)

@@ -10,7 +10,7 @@ from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.errors import BadFile
 from nic.models.prior import GROUP, LATENT_MAX, UNIT
 from nic.models.store import Model
-from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, Places
 
 __all__ = ["decode_cell", "decode_cut_cell", "encode_cell", "get_cell", "get_groups", "put_cell", "put_groups"]
 
@@ -57,8 +57,8 @@ def decode_cut_cell(
 def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: float, mask_rate: float = 0) -> Tensor:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
 
-    quality: 0 to 63 in quarters. mask_rate: see ``Codebooks.mask``; hyper-latents are never masked. Returns the latents
-    that a decoder will have, fixed point.
+    quality: 0 to 63 in quarters. mask_rate: see ``Codebooks.least``; hyper-latents are never masked. Returns the
+    latents that a decoder will have, fixed point.
     """
     targets = model.prior.targets(y, z)
 
@@ -81,13 +81,21 @@ def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: f
 
 def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor, mask_rate: float = 0) -> Tensor:
     """Codes groups [G, 4], fixed point, of scale classes [G], as one stage; returns what they decode to."""
-    chosen, decoded = model.codebooks.quantize(groups, scale_classes.long())
+    books = model.codebooks
+    chosen, decoded = books.quantize(groups, scale_classes.long())
     if mask_rate:
-        chosen, decoded = model.codebooks.mask(groups, scale_classes.long(), chosen, decoded, mask_rate)
+        masked = books.least(groups, scale_classes.long(), chosen, decoded, mask_rate)
+        chosen, decoded = books.quantize(groups, scale_classes.long(), masked)
     symbols = chosen.cpu().numpy().astype(np.int32)
     classes = scale_classes.cpu().numpy().astype(np.uint8)
-    encoder.put(*in_file_order(model, symbols, classes))
-    escaped = model.codebooks.escaped(symbols, classes)
+
+    def put(places: Places, tables: np.ndarray) -> np.ndarray:
+        mine: np.ndarray = symbols[places]
+        encoder.put(mine, tables)
+        return mine
+
+    books.in_file_order(classes, put)
+    escaped = books.escaped(symbols, classes)
     if escaped.any():
         steps = (decoded.cpu().numpy()[escaped] / UNIT).astype(np.int32)
         encoder.put(steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
@@ -95,25 +103,18 @@ def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Te
 
 
 def get_groups(model: Model, decoder: Decoder, classes: np.ndarray) -> Tensor:
-    """The groups [G, 4], int32 fixed point, of one stage, whose classes are uint8 [G]."""
+    """The groups [G, 4], int32 fixed point, of one stage, whose classes are uint8 [G]; raises BadFile."""
+    books = model.codebooks
     symbols = np.zeros((len(classes), GROUP), np.int32)
-    sent = sent_symbols(model, classes)
-    symbols[sent] = decoder.get(np.repeat(classes, sent.sum(axis=1)))
-    escapes = model.codebooks.escaped(symbols, classes).sum()
+
+    def get(places: Places, tables: np.ndarray) -> np.ndarray:
+        symbols[places] = mine = decoder.get(tables)
+        return mine
+
+    tables = books.in_file_order(classes, get)
+    escapes = books.escaped(symbols, classes).sum()
     steps = decoder.get(np.full(escapes, ESCAPE_CLASS, np.uint8)) - ESCAPE_MAX
-    return torch.from_numpy(model.codebooks.dequantize(symbols, classes, steps))
-
-
-def in_file_order(model: Model, symbols: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups' symbols [G, 4] and classes [G] -> the symbols that are sent, one after another, and their classes."""
-    sent = sent_symbols(model, classes)
-    return symbols[sent], np.repeat(classes, sent.sum(axis=1))
-
-
-def sent_symbols(model: Model, classes: np.ndarray) -> np.ndarray:
-    """Which of the four symbol places of each group are used: bool [G, 4]."""
-    used: np.ndarray = np.arange(GROUP) < model.codebooks.symbols_per_group[classes][:, None]
-    return used
+    return torch.from_numpy(books.dequantize(symbols, tables, steps))
 
 
 def quality_tensor(model: Model, quality: float) -> Tensor:

@@ -5,7 +5,7 @@ import copy
 import io
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,16 +20,26 @@ from nic.extreme import encode_indices
 from nic.loaded import entropy_tables, load_model
 from nic.models import store
 from nic.models.config import LEVELS
-from nic.models.prior import UNIT
+from nic.models.prior import CELL, UNIT
 from nic.models.transforms import bits_per_error
 from nic.pixels import Picture
 from nic.progress import advance
-from nic.windows import analyze, analyze_latents, cell_slices, distortion_gradient, latent_grid, shrink, synthesize
+from nic.windows import (
+    Slices,
+    analyze,
+    analyze_latents,
+    cell_slices,
+    distortion_gradient,
+    latent_grid,
+    shrink,
+    synthesize,
+)
 
 __all__ = ["PictureEncoder", "level_at", "nearer", "psnr"]
 
 DEFAULT_QUALITY = 50
 SEARCHED = 9  # levels that a bisection tries: 8, and the neighbour of what it finds may be one more
+STRIP_CELLS = 16  # of a strip whose latents are searched together
 REFINED = 5  # of them at more than the lowest effort, where that one has told where about to look
 
 
@@ -181,18 +191,36 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
 
 @torch.no_grad()
 def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int, mask_rate: float) -> Coded:
-    """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``."""
+    """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``.
+
+    Latents are searched strip by strip, from the top; those beside a strip are as they were coded or analysed.
+    """
     quality = torch.tensor([model.quality(level)], device=model.device)
     y, z = analyze(model, pixels, quality)
     weight = bits_per_error(quality, model.config)
+    cells: list[bytes] = []
+    for strip in strips(*y.shape[2:]):
+        mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
 
-    def code(targets: Tensor) -> Coded:
-        return code_cells(model, targets, z, level, mask_rate)
+        def code(targets: Tensor, hyper: Tensor = hyper) -> Coded:
+            return code_cells(model, targets, hyper, level, mask_rate)
 
-    def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
-        return distortion_gradient(model, latents, pixels, level, weight, directed)
+        def distortion(
+            latents: Tensor, directed: bool, strip: Slices = strip, mine: Tensor = mine
+        ) -> tuple[float, Tensor | None]:
+            mine.copy_(latents)
+            return distortion_gradient(model, y, pixels, level, weight, strip, directed)
 
-    return search_latents(code, distortion, y, iterations) if iterations else code(y)
+        coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine)
+        mine.copy_(coded.latents)
+        cells += coded.cells
+    return Coded(tuple(cells), y)
+
+
+def strips(height: int, width: int) -> Iterator[Slices]:
+    """Rows of cells of a latent grid, several at once where they are short: what a search holds in memory."""
+    rows = CELL * max(1, STRIP_CELLS // -(-width // CELL))
+    return ((slice(top, min(top + rows, height)), slice(0, width)) for top in range(0, height, rows))
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def synthesize(
     size = LATENT * (rows.stop - rows.start), LATENT * (columns.stop - columns.start)
     picture = np.empty((*size, channels), np.uint8 if depth == 8 else np.uint16)
     for inner, outer in windows(model, height, width, region):
-        window = latents[:, :, outer[0], outer[1]]
+        window = latents[:, :, *outer]
         made = synthesize_window(model, window, inner, outer, level)
         picture[pixels_of(inner[0], rows.start), pixels_of(inner[1], columns.start)] = to_pixels(made, channels, depth)
         advance()
@@ -130,7 +130,7 @@ def analyze_latents(model: store.AnyModel, picture: np.ndarray, quality: Tensor)
     y = torch.empty(1, model.config.latent, height, width, device=model.device)
     for inner, outer in windows(model, height, width):
         latents = model.analysis(to_images(picture, outer, model.device), quality)
-        y[:, :, inner[0], inner[1]] = within(latents, inner, outer)
+        y[:, :, *inner] = within(latents, inner, outer)
         advance()
     return y
 
@@ -143,9 +143,8 @@ def analyze(model: store.Model, picture: np.ndarray, quality: Tensor) -> tuple[T
     z = torch.empty(1, model.config.hyper, height // HYPER, width // HYPER, device=model.device)
     for inner in cell_slices(height, width):
         outer = grow(inner, HYPER, height, width)  # it depends on three latents around, and steps are HYPER wide
-        hyper = model.hyper_analysis(y[:, :, outer[0], outer[1]].contiguous(memory_format=torch.channels_last))
-        inner, outer = shrink(inner), shrink(outer)
-        z[:, :, inner[0], inner[1]] = within(hyper, inner, outer)
+        hyper = model.hyper_analysis(y[:, :, *outer].contiguous(memory_format=torch.channels_last))
+        z[:, :, *shrink(inner)] = within(hyper, shrink(inner), shrink(outer))
     return y, z
 
 
@@ -175,22 +174,31 @@ def to_images(picture: np.ndarray, region: Slices, device: torch.device) -> Tens
 
 
 def distortion_gradient(
-    model: store.Model, latents: Tensor, picture: np.ndarray, level: int, weight: float, directed: bool = True
+    model: store.Model,
+    latents: Tensor,
+    picture: np.ndarray,
+    level: int,
+    weight: float,
+    region: Slices,
+    directed: bool = True,
 ) -> tuple[float, Tensor | None]:
     """``weight`` times the squared error against pixels [H, W, C], and, if ``directed``, its gradient in the latents.
 
-    Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours.
+    Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours. Both are of the pixels under a region of the
+    latent grid and of its latents alone.
     """
-    total, gradient = 0.0, torch.zeros_like(latents)
-    for inner, outer in windows(model, *latents.shape[2:]):
+    grid = (latents.shape[2], latents.shape[3])
+    around = grow(region, halo(model), *grid)
+    total, gradient = 0.0, torch.zeros_like(latents[:, :, *around])
+    for inner, outer in windows(model, *grid, region):
         height, width = (len(range(side)[pixels_of(s)]) for side, s in zip(picture.shape, inner, strict=False))
         original = to_images(picture, inner, model.device)[:, :, :height, :width]
         with torch.set_grad_enabled(directed):
-            window = latents[:, :, outer[0], outer[1]].clone().requires_grad_(directed)
+            window = latents[:, :, *outer].clone().requires_grad_(directed)
             decoded = synthesize_window(model, window, inner, outer, level)
             error = weight * (decoded[:, :, :height, :width] - original).square().sum()
             if directed:
-                gradient[:, :, outer[0], outer[1]] += torch.autograd.grad(error, window)[0]
+                within(gradient, outer, around).add_(torch.autograd.grad(error, window)[0])
         total += error.item()
         advance()
-    return total, gradient if directed else None
+    return total, within(gradient, region, around) if directed else None

@@ -78,9 +78,37 @@ def test_windows_give_what_the_whole_gives() -> None:
     decoded = windows.synthesize(model, latents, 120, channels=3, depth=16)
     expected = 65535 * whole.detach()[0].clamp(0, 1).permute(1, 2, 0).numpy()
     assert np.abs(decoded - expected).max() < 8  # of 65535
-    windowed_error, windowed_gradient = windows.distortion_gradient(model, latents, pixels, 120, 1.0)
+    windowed_error, windowed_gradient = windows.distortion_gradient(model, latents, pixels, 120, 1.0, everything)
     assert windowed_error == pytest.approx(float(error.detach()), rel=1e-4)
+    assert windowed_gradient is not None
     assert torch.allclose(windowed_gradient, gradient, atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_a_region_has_its_own_error_and_gradient() -> None:
+    model = load_model("fidelity", "cpu")
+    pixels = skimage.data.chelsea()[:192, :192]
+    quality, region = torch.tensor([30.0]), (slice(4, 12), slice(0, 12))
+    images = windows.to_images(pixels, (slice(0, 12), slice(0, 12)), torch.device("cpu"))
+    latents = torch.round(windows.analyze(model, pixels, quality)[0])
+    error = (model.synthesis(latents.requires_grad_(), quality) - images)[:, :, 64:].square().sum()
+    (gradient,) = torch.autograd.grad(error, latents)
+    its_error, its_gradient = windows.distortion_gradient(model, latents.detach(), pixels, 120, 1.0, region)
+    assert its_error == pytest.approx(float(error.detach()), rel=1e-4)
+    assert its_gradient is not None
+    assert torch.allclose(its_gradient, gradient[:, :, 4:], atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_strips_searched_one_by_one_cost_what_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.tile(skimage.data.chelsea()[:, 100:164], (4, 1, 1))[:1100]
+    results = []
+    for cells_at_once in (1, 16):
+        monkeypatch.setattr(encoder, "STRIP_CELLS", cells_at_once)
+        coder = PictureEncoder(Picture(pixels), load_model("fidelity", "cpu"), effort=2)
+        results.append((coder.size_at(126), coder.psnr_at(126)))
+        assert psnr(codec.decompress(coder.file(126)).pixels, pixels) == pytest.approx(results[-1][1], abs=0.01)
+    (strips, at), (whole, level) = results
+    assert strips == pytest.approx(whole, rel=0.005) and at == pytest.approx(level, abs=0.05)
+    assert strips != whole or at != level
 
 
 def test_grey_and_16_bits(photo: np.ndarray, photo16: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma
@@ -32,7 +33,7 @@ from nic.models.prior import (
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import device_of, read_checkpoint
 from nic.models.transforms import QUALITY_INDICES
-from nic.models.vq import ESCAPE_MAX, RATE_WEIGHT, TOTAL, Codebook, Codebooks
+from nic.models.vq import ESCAPE_MAX, ODD, RATE_WEIGHT, TOTAL, Codebook, Codebooks, bits_of
 
 __all__ = ["fit_codebooks", "fit_from_photos", "fit_weights", "gather", "utilisation"]
 
@@ -45,6 +46,9 @@ RECOUNTS = 4  # new frequencies change which codewords are chosen
 RANGE_CROPS = 12  # of 256x256, that the prior's range is judged by
 LOUD = 1e-5
 RARE = 2e-6  # cells used less often are dropped
+TRELLIS_MIN = 0.3  # standard deviation, in steps, from which on trellises are tried
+OUTSIDE = 1e-4  # share of the samples that may need an escape there
+USED_MIN = 5  # samples that move a codeword of a trellis
 
 
 def to_frequencies(counts: Tensor) -> Tensor:
@@ -171,19 +175,72 @@ def borrow(samples: list[Tensor], c: int) -> Tensor:
 def fit_codebooks(samples: list[Tensor]) -> Codebooks:
     """Samples of every class [n, 4], fixed point -> codebooks."""
     escape = escape_table()
-    escape_bits = math.log2(TOTAL) - torch.log2(escape.float())
-    books = []
+    escape_bits = bits_of(escape)
+    books: list[Codebook] = []
+    odd: list[Codebook | None] = []
     for c in range(CLASSES):
         groups = borrow(samples, c)
         held_out, groups = groups[: len(groups) // 5], groups[len(groups) // 5 :]
-        fits = []
-        for dimension in dimensions(float(class_sigma(torch.tensor(float(c))))):
+        fits: list[tuple[float, Codebook, Codebook | None]] = []
+        sigma = float(class_sigma(torch.tensor(float(c))))
+        for dimension in dimensions(sigma):
             fit = fit_class(groups.reshape(-1, dimension)[:VECTORS_MAX], escape_bits)
             cost = fit.assign(held_out.reshape(-1, dimension))[1].sum() / max(1, len(held_out))
-            fits.append((float(cost), fit))
-        best = min(fits, key=lambda pair: pair[0])[1]
-        books.append(to_book(best))
-    return Codebooks(books, escape)
+            fits.append((float(cost), to_book(fit), None))
+        if sigma > TRELLIS_MIN:
+            pair = fit_trellis(groups.flatten()[:VECTORS_MAX].view(-1, GROUP) * UNIT, escape)
+            fits.append((cost_along_trellis(pair, held_out * UNIT), pair.books[0], pair.odd[0]))
+        _, book, second = min(fits, key=lambda fit: fit[0])
+        books.append(book)
+        odd.append(second)
+    return Codebooks(books, escape, odd)
+
+
+def fit_trellis(groups: Tensor, escape: Tensor) -> Codebooks:
+    """A class's two codebooks, for trellises, from its groups [n, 4], fixed point; the only class of what is returned.
+
+    They start half a step apart and learn like those of vectors; only their outermost codewords can be dropped.
+    """
+    reach = float((groups.abs().flatten() / UNIT).kthvalue(math.ceil((1 - OUTSIDE) * groups.numel())).values)
+    steps = torch.arange(-2 * math.ceil(reach / 2), 2 * math.ceil(reach / 2) + 1)[:, None]
+    steps = steps[(steps.abs() <= CODEWORDS_MAX // 2 - 2).flatten()]  # symbol 0 is even, as that of the zero is
+    likely = to_frequencies(F.pad(torch.exp(-UNIT * steps.abs().flatten() / groups.abs().mean()), (0, 1), value=1e-4))
+    pair = [Codebook(UNIT * steps, likely), Codebook(UNIT * steps - UNIT // 2 * steps.sign(), likely)]
+    for _ in range(ITERATIONS):
+        books = Codebooks(pair[:1], escape, pair[1:])
+        symbols, counts = symbols_along_trellis(books, 0, groups)
+        for which, (of_groups, book) in enumerate(zip(symbols, pair, strict=True)):
+            inside = (of_groups >= 0) & (of_groups < len(steps))
+            sums = torch.bincount(of_groups[inside], groups[inside].double(), len(steps))
+            used = counts[which][:-1] > USED_MIN
+            means = torch.where(used, sums / counts[which][:-1].clamp(min=1), book.codewords[:, 0])
+            codewords = torch.round(means).int().cummax(dim=0).values[:, None]
+            pair[which] = Codebook(codewords, to_frequencies(counts[which].clamp(min=0.5)))
+    return Codebooks(pair[:1], escape, pair[1:])
+
+
+def symbols_along_trellis(books: Codebooks, c: int, groups: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What trellises choose for groups [n, 4], fixed point, all of class c, of its even and of its odd codebook.
+
+    The symbols of each [n, 4], -1 where the other codebook was used, and how often each symbol was chosen [K + 1].
+    """
+    classes = torch.full((len(groups),), c, device=groups.device)
+    symbols = books.quantize(groups, classes)[0].cpu()
+    tables = torch.from_numpy(books.in_file_order(classes.cpu().numpy(), lambda places, _: symbols.numpy()[places]))
+    both = [symbols.masked_fill(tables != table, -1) for table in (c, ODD + c)]
+    size = len(books.books[c].frequencies)
+    return both, [torch.bincount(part[part >= 0], minlength=size).double() for part in both]
+
+
+def cost_along_trellis(pair: Codebooks, groups: Tensor) -> float:
+    """Mean Lagrangian cost of groups [n, 4], fixed point, with the codebooks of one class."""
+    if not len(groups):
+        return math.inf
+    decoded = pair.quantize(groups, torch.zeros(len(groups), dtype=torch.long))[1]
+    counts = symbols_along_trellis(pair, 0, groups)[1]
+    books = [book for book in (pair.books[0], pair.odd[0]) if book]
+    bits = sum((count * book.bits).sum().item() for count, book in zip(counts, books, strict=True))
+    return (float((groups - decoded).square().sum()) / UNIT**2 + RATE_WEIGHT * bits) / len(groups)
 
 
 def dimensions(sigma: float) -> list[int]:
@@ -197,15 +254,17 @@ def to_book(fit: Fit) -> Codebook:
     return Codebook(codewords, frequencies)
 
 
-def count_symbols(books: Codebooks, samples: list[Tensor]) -> list[Tensor]:
-    """How often each symbol of each class is chosen for the samples."""
+def count_symbols(books: Codebooks, samples: list[Tensor]) -> list[list[Tensor]]:
+    """How often each symbol of each class is chosen for the samples: in its codebook, and in the odd one if it has."""
     counts = []
-    for c, book in enumerate(books.books):
+    for c, (book, odd) in enumerate(zip(books.books, books.odd, strict=True)):
         if len(book.frequencies) == 1 or len(samples[c]) == 0:
-            counts.append(torch.zeros(len(book.frequencies)))
-            continue
-        symbols = books.nearest(c, samples[c].reshape(-1, book.dimension))[0]
-        counts.append(torch.bincount(symbols, minlength=len(book.frequencies)).float())
+            counts.append([torch.zeros(len(book.frequencies))] * (2 if odd else 1))
+        elif odd:
+            counts.append(symbols_along_trellis(books, c, samples[c])[1])
+        else:
+            symbols = books.nearest(c, samples[c].reshape(-1, book.dimension))[0]
+            counts.append([torch.bincount(symbols, minlength=len(book.frequencies)).float()])
     return counts
 
 
@@ -215,10 +274,21 @@ def recount(books: Codebooks, samples: list[Tensor]) -> Codebooks:
     A class with few samples keeps the frequencies of its fit; one with almost none takes its neighbour's book.
     """
     counted: list[Codebook] = []
-    for book, counts, groups in zip(books.books, count_symbols(books, samples), samples, strict=True):
+    odd: list[Codebook | None] = []
+    every = zip(books.books, books.odd, count_symbols(books, samples), samples, strict=True)
+    for book, second, (counts, *others), groups in every:
         if len(groups) < SAMPLES_MIN // 10 and counted:
             counted.append(counted[-1])
+            odd.append(odd[-1])
             continue
+        if second:
+            pair = [book, second]
+            if len(groups) >= SAMPLES_MIN:
+                pair = trimmed(pair, [counts, *others])
+            counted.append(pair[0])
+            odd.append(pair[1])
+            continue
+        odd.append(None)
         used = counts[:-1] > 0
         if used.sum() < 2:
             only = book.codewords[counts[:-1].argmax()][None] if len(counts) > 1 else book.codewords
@@ -228,18 +298,35 @@ def recount(books: Codebooks, samples: list[Tensor]) -> Codebooks:
             counts = book.frequencies.float()
         kept = torch.cat([used, torch.tensor([True])])
         counted.append(Codebook(book.codewords[used], to_frequencies(counts[kept].clamp(min=0.5))))
-    return Codebooks(counted, books.escape)
+    return Codebooks(counted, books.escape, odd)
+
+
+def trimmed(pair: list[Codebook], counts: list[Tensor]) -> list[Codebook]:
+    """A trellis' codebooks with these counts, without outermost codewords that neither uses; parities stay."""
+    used = torch.stack(counts)[:, :-1].sum(dim=0).nonzero().flatten()
+    first, stop = int(used[0]) // 2 * 2, int(used[-1]) + 1
+    stop = max(stop, first + 3)  # both parities, and more than one of one
+    return [
+        Codebook(
+            book.codewords[first:stop],
+            to_frequencies(torch.cat([count[first:stop], count[-1:]]).clamp(min=0.5)),
+        )
+        for book, count in zip(pair, counts, strict=True)
+    ]
 
 
 def utilisation(books: Codebooks, samples: list[Tensor]) -> list[tuple[int, int, int, float]]:
     """For each class: dimension, codewords, groups seen, and the share of codewords that it and its sharers use."""
+    pairs = [[book for book in pair if book] for pair in zip(books.books, books.odd, strict=True)]
     used: dict[int, Tensor] = {}
-    for book, counts in zip(books.books, count_symbols(books, samples), strict=True):
-        used[id(book)] = used.get(id(book), torch.zeros(1)) + counts[: len(book.codewords)]
+    for pair, counts in zip(pairs, count_symbols(books, samples), strict=True):
+        for book, count in zip(pair, counts, strict=True):
+            used[id(book)] = used.get(id(book), torch.zeros(1)) + count[: len(book.codewords)]
     rows = []
-    for book, groups in zip(books.books, samples, strict=True):
-        share = float((used[id(book)] > 0).float().mean()) if len(book.codewords) > 1 else 1.0
-        rows.append((book.dimension, len(book.codewords), len(groups), share))
+    for pair, groups in zip(pairs, samples, strict=True):
+        size = sum(len(book.codewords) for book in pair)
+        share = sum(float((used[id(book)] > 0).sum()) for book in pair) / size if size > 1 else 1.0
+        rows.append((pair[0].dimension, size, len(groups), share))
     return rows
 
 

@@ -44,13 +44,18 @@ def programs_of(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     return programs
 
 
-def codebooks_of(tensors: dict[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Codewords and frequencies of each class, and the escape table behind these, as in §7.8."""
+def codebooks_of(tensors: dict[str, np.ndarray]) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
+    """Codewords of each table, and the frequencies of all, as in §7.8."""
     dimensions, sizes = tensors["codebooks.dimensions"], tensors["codebooks.sizes"]
     words = np.split(tensors["codebooks.codewords"], np.cumsum(sizes * dimensions)[:-1])
-    tables = np.split(tensors["codebooks.frequencies"], np.cumsum(np.where(sizes > 1, sizes + 1, 1))[:-1])
-    shaped = [each.reshape(-1, dimension) for each, dimension in zip(words, dimensions, strict=True)]
-    return shaped, [*tables, tensors["codebooks.escape"]]
+    tables = np.split(tensors["codebooks.frequencies"], np.cumsum(sizes + (sizes > 1))[:-1])
+    shaped = {
+        row + (row >= 64): each.reshape(-1, dimension)
+        for row, (each, dimension) in enumerate(zip(words, dimensions, strict=True))
+        if len(each)
+    }
+    tables = [table if len(table) else np.array([2**24]) for table in tables]
+    return shaped, [*tables[:64], tensors["codebooks.escape"], *tables[64:]]
 
 
 def decode(file: NicFile) -> tuple[np.ndarray, np.ndarray]:
