@@ -221,7 +221,8 @@ class Codebooks:
                 values[least, :, both] = float(book.codewords[likeliest])
         steps = costs.view(count, width, GROUP, 4).permute(0, 2, 3, 1).reshape(-1, 4, width)
         path = best_path(steps).view(count, GROUP, width).transpose(1, 2).reshape(-1, GROUP, 1)
-        return tuple(made.gather(2, path)[: len(residuals), :, 0] for made in (symbols, values))  # type: ignore[return-value]
+        chosen = [made.gather(2, path)[: len(residuals), :, 0] for made in (symbols, values)]
+        return chosen[0], chosen[1]
 
     def nearby(self, book: Codebook, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best even and the best odd symbol for values [n]: costs, symbols and reconstructions [n, 2]."""

@@ -1,7 +1,8 @@
 """``nic codebook fit``: residuals of training photographs -> entropy-constrained codebooks and their frequencies.
 
-Each class is fitted with vectors of 4, 2 and 1 latents and keeps the dimension with the lowest Lagrangian cost on
-vectors set aside. Fitting starts from the most frequent integer vectors, that is from a uniform scalar quantizer.
+Each class is fitted with vectors of 4, 2 and 1 latents, and with two codebooks for trellises, and keeps what has the
+lowest Lagrangian cost on vectors set aside. Fitting starts from the most frequent integer vectors, that is from a
+uniform scalar quantizer.
 Because the prior's context is made of quantized latents, residuals are gathered again with the new codebooks, and the
 final frequencies are counted on a third pass.
 """
