@@ -45,10 +45,10 @@ def latent_grid(height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def cell_slices(height: int, width: int) -> list[Slices]:
-    """The cells of a latent grid in raster order."""
-    rows, columns = ([slice(i, min(i + CELL, end)) for i in range(0, end, CELL)] for end in (height, width))
-    return [(row, column) for row in rows for column in columns]
+def cell_slices(height: int, width: int, rows: int = CELL) -> list[Slices]:
+    """The cells of a latent grid in raster order, or their parts of so many rows."""
+    tops, lefts = range(0, height, rows), range(0, width, CELL)
+    return [(slice(i, min(i + rows, height)), slice(j, min(j + CELL, width))) for i in tops for j in lefts]
 
 
 def meet(a: slice, b: slice) -> bool:
@@ -72,10 +72,13 @@ def grow(region: Slices, margin: int, height: int, width: int) -> Slices:
 
 
 def windows(
-    model: store.AnyModel, height: int, width: int, region: Slices | None = None
+    model: store.AnyModel, height: int, width: int, region: Slices | None = None, high: int = CELL
 ) -> Iterator[tuple[Slices, Slices]]:
-    """The cells of a latent grid, or their parts in a region, each with the latents around it that it depends on."""
-    for rows, columns in cell_slices(height, width):
+    """The cells of a latent grid, or their parts in a region, each with the latents around it that it depends on.
+
+    high: rows of a window, instead of those of a cell.
+    """
+    for rows, columns in cell_slices(height, width, high):
         if region:
             rows, columns = (
                 slice(max(s.start, limit.start), min(s.stop, limit.stop))
@@ -185,12 +188,14 @@ def distortion_gradient(
     """``weight`` times the squared error against pixels [H, W, C], and, if ``directed``, its gradient in the latents.
 
     Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours. Both are of the pixels under a region of the
-    latent grid and of its latents alone.
+    latent grid and of its latents alone. A gradient takes ten times the memory of a synthesis, so that pictures of
+    several cells have windows of half their height.
     """
     grid = (latents.shape[2], latents.shape[3])
+    high = CELL // 2 if directed and max(grid) > CELL else CELL
     around = grow(region, halo(model), *grid)
     total, gradient = 0.0, torch.zeros_like(latents[:, :, *around])
-    for inner, outer in windows(model, *grid, region):
+    for inner, outer in windows(model, *grid, region, high):
         height, width = (len(range(side)[pixels_of(s)]) for side, s in zip(picture.shape, inner, strict=False))
         original = to_images(picture, inner, model.device)[:, :, :height, :width]
         with torch.set_grad_enabled(directed):
@@ -200,5 +205,6 @@ def distortion_gradient(
             if directed:
                 within(gradient, outer, around).add_(torch.autograd.grad(error, window)[0])
         total += error.item()
-        advance()
+        if inner[0].start % CELL == 0:
+            advance()
     return total, within(gradient, region, around) if directed else None
