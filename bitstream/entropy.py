@@ -6,6 +6,7 @@ class is one call into constriction. And the tables reach constriction as floats
 factor exactly 1 and every cumulative the exact integer sum.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import constriction  # type: ignore[import-untyped]
@@ -44,8 +45,12 @@ class Tables:
         counts = np.bincount(classes, minlength=len(self.bits))
         if len(counts) > len(self.bits):
             raise ValueError(f"class {len(counts) - 1} has no table; there are {len(self.bits)}")
-        positions, ends = np.argsort(classes, kind="stable"), np.cumsum(counts)
-        return ((int(index), positions[ends[index] - counts[index] : ends[index]]) for index in np.flatnonzero(counts))
+        (present,) = counts.nonzero()
+        sizes = counts[present].tolist()
+        starts = itertools.accumulate(sizes, initial=0)
+        positions = classes.argsort(kind="stable")
+        every = zip(present.tolist(), starts, sizes, strict=False)
+        return ((index, positions[start : start + size]) for index, start, size in every)
 
 
 class Encoder:
@@ -70,6 +75,10 @@ class Encoder:
             model = tables.models[index]
             if model is not None:
                 self._coder.encode(batch, model)
+
+    def repeat(self, batch: NDArray[np.int32], model: constriction.stream.model.Categorical) -> None:
+        """Code symbols that were decoded with a model of a table."""
+        self._coder.encode(batch, model)
 
     @property
     def words(self) -> int:
@@ -109,10 +118,10 @@ class Decoder:
             model = tables.models[index]
             if model is not None:
                 try:
-                    symbols[positions] = self._coder.decode(model, len(positions))
+                    symbols[positions] = batch = self._coder.decode(model, len(positions))
                 except AssertionError:  # how constriction reports words outside the current range
                     raise BadFile("damaged cell: its words decode to no symbols") from None
-        self._mirror.put(symbols, classes, tables)
+                self._mirror.repeat(batch, model)
         return symbols
 
     @property

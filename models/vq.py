@@ -155,15 +155,16 @@ class Codebooks:
         First come those of classes without a trellis; then, round by round, those at the same place of each group.
         """
         tables = np.repeat(classes.astype(np.uint8)[:, None], GROUP, axis=1)
-        mine = self.trellised[classes]
-        sent = (np.arange(GROUP) < self.symbols_per_group[classes][:, None]) & ~mine[:, None]
+        running = self.trellised[classes]
+        sent = (np.arange(GROUP) < self.symbols_per_group[classes][:, None]) & ~running[:, None]
         code(np.nonzero(sent), tables[sent])
-        rounds = rounds_of(classes, mine)
+        rounds = rounds_of(classes, running)
         walk = Walk(len(rounds[0]) if rounds else 0)
         for groups in rounds:
+            even = tables[groups, 0]
             for place in range(GROUP):
-                tables[groups, place] += np.uint8(ODD) * walk.odd(len(groups))
-                walk.go(code((groups, place), tables[groups, place]))
+                tables[groups, place] = mine = even + np.uint8(ODD) * walk.odd(len(groups))
+                walk.go(code((groups, place), mine))
         return tables
 
     def quantize(self, residuals: Tensor, classes: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
