@@ -76,10 +76,6 @@ class Encoder:
             if model is not None:
                 self._coder.encode(batch, model)
 
-    def repeat(self, batch: NDArray[np.int32], model: constriction.stream.model.Categorical) -> None:
-        """Code symbols that were decoded with a model of a table."""
-        self._coder.encode(batch, model)
-
     @property
     def words(self) -> int:
         """How many words `finish` would give now."""
@@ -121,7 +117,7 @@ class Decoder:
                     symbols[positions] = batch = self._coder.decode(model, len(positions))
                 except AssertionError:  # how constriction reports words outside the current range
                     raise BadFile("damaged cell: its words decode to no symbols") from None
-                self._mirror.repeat(batch, model)
+                self._mirror._coder.encode(batch, model)
         return symbols
 
     @property

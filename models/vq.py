@@ -167,11 +167,10 @@ class Codebooks:
                 walk.go(code((groups, place), mine))
         return tables
 
-    def quantize(self, residuals: Tensor, classes: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def quantize(self, residuals: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Residuals [G, 4] (fixed point, any float) and classes [G] -> symbols [G, 4] int and reconstruction [G, 4].
 
-        Symbol rows hold 4 / d symbols, then zeros. They minimise squared error (in steps) + RATE_WEIGHT * bits, but for
-        ``masked`` groups [G], which take their class's likeliest codewords.
+        Symbol rows hold 4 / d symbols, then zeros. They minimise squared error (in steps) + RATE_WEIGHT * bits.
         """
         symbols = torch.zeros(residuals.shape, dtype=torch.long, device=residuals.device)
         decoded = torch.empty_like(residuals)
@@ -186,40 +185,25 @@ class Codebooks:
                 chosen, values = self.nearest(c, vectors)
             symbols[rows, : GROUP // dimension] = chosen.view(len(rows), -1)
             decoded[rows] = values.reshape(-1, GROUP)
-            if masked is not None:
-                least, likeliest = rows[masked[rows]], self.likeliest(self.books[c])
-                symbols[least, : GROUP // dimension] = likeliest
-                decoded[least] = self.codewords[c][likeliest].repeat(GROUP // dimension)
         rounds = rounds_of(classes.cpu().numpy(), self.trellised[classes.cpu().numpy()])
         if rounds:
             groups = torch.from_numpy(np.concatenate(rounds)).to(residuals.device)
-            some = None if masked is None else masked[groups]
-            symbols[groups], decoded[groups] = self.along_trellises(
-                residuals[groups], classes[groups], len(rounds[0]), some
-            )
+            symbols[groups], decoded[groups] = self.along_trellises(residuals[groups], classes[groups], len(rounds[0]))
         return symbols, decoded
 
-    def along_trellises(
-        self, residuals: Tensor, classes: Tensor, width: int, masked: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def along_trellises(self, residuals: Tensor, classes: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """``quantize`` of groups that run through ``width`` trellises, sorted by class."""
         count = -(-len(residuals) // width)
         costs = residuals.new_zeros(count * width, GROUP, 4)  # of the best symbol of each codebook and parity
         symbols = torch.zeros(costs.shape, dtype=torch.long, device=costs.device)
         values = torch.zeros_like(costs)
         for c, rows in by_class(classes):
-            least = rows[masked[rows]] if masked is not None else rows[:0]
             for which, book in enumerate((self.books[c], self.odd[c])):
                 assert book is not None
                 both = slice(2 * which, 2 * which + 2)
                 found = self.nearby(book, residuals[rows].flatten())
                 for made, part in zip((costs, symbols, values), found, strict=True):
                     made[rows, :, both] = part.view(-1, GROUP, 2)
-                likeliest = self.likeliest(book)
-                costs[least, :, both] = torch.inf
-                costs[least, :, 2 * which + likeliest % 2] = 0
-                symbols[least, :, both] = likeliest
-                values[least, :, both] = float(book.codewords[likeliest])
         steps = costs.view(count, width, GROUP, 4).permute(0, 2, 3, 1).reshape(-1, 4, width)
         path = best_path(steps).view(count, GROUP, width).transpose(1, 2).reshape(-1, GROUP, 1)
         chosen = [made.gather(2, path)[: len(residuals), :, 0] for made in (symbols, values)]
@@ -241,9 +225,6 @@ class Codebooks:
         chosen = torch.stack(best, dim=1)
         return costs.gather(1, chosen), symbols.gather(1, chosen), made.gather(1, chosen)
 
-    def likeliest(self, book: Codebook) -> int:
-        return int(book.frequencies[: len(book.codewords)].argmax())
-
     def nearest(self, c: int, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols [n] and reconstructions [n, d] of vectors [n, d] in class c."""
         codewords, bits = self.codewords[c], self.bits[c]
@@ -258,24 +239,23 @@ class Codebooks:
         chosen = torch.where(escaped, len(codewords), chosen)
         return chosen, torch.where(escaped[:, None], steps * UNIT, codewords[chosen.clamp(max=len(codewords) - 1)])
 
-    def least(self, residuals: Tensor, classes: Tensor, symbols: Tensor, decoded: Tensor, rate: float) -> Tensor:
-        """A share of the coded groups to be masked, bool [G]: those whose rate-distortion cost rises least.
+    def masked(self, residuals: Tensor, classes: Tensor, rate: float) -> Tensor:
+        """Residuals as of ``quantize`` with 0, what the prior expects, in a share of the groups that are coded.
 
-        symbols, decoded: what ``quantize`` makes of the residuals. A symbol of an odd codebook counts like that of the
-        even one.
+        These are the groups where that raises the rate-distortion cost least. A symbol of an odd codebook counts like
+        that of the even one.
         """
-        coded = torch.tensor([len(bits) > 1 for bits in self.bits], device=classes.device)[classes]
-        expected = torch.zeros_like(decoded)
+        symbols, decoded = self.quantize(residuals, classes)
+        coded = torch.zeros_like(classes, dtype=torch.bool)
         saved = torch.zeros(len(classes), device=decoded.device)  # bits
         for c, rows in by_class(classes):
-            count, likeliest = GROUP // self.books[c].dimension, self.likeliest(self.books[c])
-            expected[rows] = self.codewords[c][likeliest].repeat(count)
-            saved[rows] = (self.bits[c][symbols[rows, :count]] - self.bits[c][likeliest]).sum(dim=1)
-        error = (residuals - expected).square().sum(dim=1) - (residuals - decoded).square().sum(dim=1)
+            if count := self.symbols_per_group[c]:
+                coded[rows] = True
+                saved[rows] = (self.bits[c][symbols[rows, :count]] - self.bits[c].min()).sum(dim=1)
+        error = residuals.square().sum(dim=1) - (residuals - decoded).square().sum(dim=1)
         rise = (error / UNIT**2 - RATE_WEIGHT * saved).masked_fill(~coded, math.inf)
-        masked = torch.zeros_like(coded)
-        masked[rise.argsort(stable=True)[: int(rate * int(coded.sum()))]] = True
-        return masked
+        least = rise.argsort(stable=True)[: int(rate * int(coded.sum()))]
+        return residuals.index_fill(0, least, 0)
 
     @cached_property
     def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

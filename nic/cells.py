@@ -57,7 +57,7 @@ def decode_cut_cell(
 def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: float, mask_rate: float = 0) -> Tensor:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in quantization steps, h and w <= 64.
 
-    quality: 0 to 63 in quarters. mask_rate: see ``Codebooks.least``; hyper-latents are never masked. Returns the
+    quality: 0 to 63 in quarters. mask_rate: see ``Codebooks.masked``; hyper-latents are never masked. Returns the
     latents that a decoder will have, fixed point.
     """
     targets = model.prior.targets(y, z)
@@ -82,10 +82,9 @@ def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: f
 def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor, mask_rate: float = 0) -> Tensor:
     """Codes groups [G, 4], fixed point, of scale classes [G], as one stage; returns what they decode to."""
     books = model.codebooks
-    chosen, decoded = books.quantize(groups, scale_classes.long())
     if mask_rate:
-        masked = books.least(groups, scale_classes.long(), chosen, decoded, mask_rate)
-        chosen, decoded = books.quantize(groups, scale_classes.long(), masked)
+        groups = books.masked(groups, scale_classes.long(), mask_rate)
+    chosen, decoded = books.quantize(groups, scale_classes.long())
     symbols = chosen.cpu().numpy().astype(np.int32)
     classes = scale_classes.cpu().numpy().astype(np.uint8)
 

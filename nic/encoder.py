@@ -193,28 +193,39 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
 def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int, mask_rate: float) -> Coded:
     """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``.
 
-    Latents are searched strip by strip, from the top; those beside a strip are as they were coded or analysed.
+    Latents are searched strip by strip, from the top.
     """
-    quality = torch.tensor([model.quality(level)], device=model.device)
-    y, z = analyze(model, pixels, quality)
-    weight = bits_per_error(quality, model.config)
+    y, z = analyze(model, pixels, torch.tensor([model.quality(level)], device=model.device))
     cells: list[bytes] = []
     for strip in strips(*y.shape[2:]):
-        mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
-
-        def code(targets: Tensor, hyper: Tensor = hyper) -> Coded:
-            return code_cells(model, targets, hyper, level, mask_rate)
-
-        def distortion(
-            latents: Tensor, directed: bool, strip: Slices = strip, mine: Tensor = mine
-        ) -> tuple[float, Tensor | None]:
-            mine.copy_(latents)
-            return distortion_gradient(model, y, pixels, level, weight, strip, directed)
-
-        coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine)
-        mine.copy_(coded.latents)
-        cells += coded.cells
+        cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate)
     return Coded(tuple(cells), y)
+
+
+def code_strip(
+    model: store.Model,
+    pixels: np.ndarray,
+    level: int,
+    y: Tensor,
+    z: Tensor,
+    strip: Slices,
+    iterations: int,
+    mask_rate: float,
+) -> tuple[bytes, ...]:
+    """Codes a strip of the latents y, which become what it decodes to; those around it stay as they are."""
+    mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
+    weight = bits_per_error(torch.tensor([model.quality(level)]), model.config)
+
+    def code(targets: Tensor) -> Coded:
+        return code_cells(model, targets, hyper, level, mask_rate)
+
+    def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
+        mine.copy_(latents)
+        return distortion_gradient(model, y, pixels, level, weight, strip, directed)
+
+    coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine)
+    mine.copy_(coded.latents)
+    return coded.cells
 
 
 def strips(height: int, width: int) -> Iterator[Slices]:

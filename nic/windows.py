@@ -188,8 +188,8 @@ def distortion_gradient(
     """``weight`` times the squared error against pixels [H, W, C], and, if ``directed``, its gradient in the latents.
 
     Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours. Both are of the pixels under a region of the
-    latent grid and of its latents alone. A gradient takes ten times the memory of a synthesis, so that pictures of
-    several cells have windows of half their height.
+    latent grid and of its latents alone. Gradients of pictures of several cells, which need what the synthesis has
+    computed on the way, have windows of half a cell.
     """
     grid = (latents.shape[2], latents.shape[3])
     high = CELL // 2 if directed and max(grid) > CELL else CELL

@@ -2,9 +2,8 @@
 
 Each class is fitted with vectors of 4, 2 and 1 latents, and with two codebooks for trellises, and keeps what has the
 lowest Lagrangian cost on vectors set aside. Fitting starts from the most frequent integer vectors, that is from a
-uniform scalar quantizer.
-Because the prior's context is made of quantized latents, residuals are gathered again with the new codebooks, and the
-final frequencies are counted on a third pass.
+uniform scalar quantizer. Because the prior's context is made of quantized latents, residuals are gathered again with
+the new codebooks, and the final frequencies are counted on a third pass.
 """
 
 import datetime
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -208,40 +208,34 @@ def fit_trellis(groups: Tensor, escape: Tensor) -> Codebooks:
     likely = to_frequencies(F.pad(torch.exp(-UNIT * steps.abs().flatten() / groups.abs().mean()), (0, 1), value=1e-4))
     pair = [Codebook(UNIT * steps, likely), Codebook(UNIT * steps - UNIT // 2 * steps.sign(), likely)]
     for _ in range(ITERATIONS):
-        books = Codebooks(pair[:1], escape, pair[1:])
-        symbols, counts = symbols_along_trellis(books, 0, groups)
-        for which, (of_groups, book) in enumerate(zip(symbols, pair, strict=True)):
-            inside = (of_groups >= 0) & (of_groups < len(steps))
-            sums = torch.bincount(of_groups[inside], groups[inside].double(), len(steps))
-            used = counts[which][:-1] > USED_MIN
-            means = torch.where(used, sums / counts[which][:-1].clamp(min=1), book.codewords[:, 0])
+        symbols, _, odd = along_trellis(Codebooks(pair[:1], escape, pair[1:]), 0, groups)
+        for which, book in enumerate(pair):
+            mine = odd == which
+            counts = torch.bincount(symbols[mine], minlength=len(steps) + 1).double()
+            inside = mine & (symbols < len(steps))
+            sums = torch.bincount(symbols[inside], groups[inside].double(), len(steps))
+            means = torch.where(counts[:-1] > USED_MIN, sums / counts[:-1].clamp(min=1), book.codewords[:, 0])
             codewords = torch.round(means).int().cummax(dim=0).values[:, None]
-            pair[which] = Codebook(codewords, to_frequencies(counts[which].clamp(min=0.5)))
+            pair[which] = Codebook(codewords, to_frequencies(counts.clamp(min=0.5)))
     return Codebooks(pair[:1], escape, pair[1:])
 
 
-def symbols_along_trellis(books: Codebooks, c: int, groups: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """What trellises choose for groups [n, 4], fixed point, all of class c, of its even and of its odd codebook.
+def along_trellis(books: Codebooks, c: int, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What trellises make of groups [n, 4], fixed point, all of class c.
 
-    The symbols of each [n, 4], -1 where the other codebook was used, and how often each symbol was chosen [K + 1].
+    Symbols, reconstructions, and whether they are of the odd codebook: [n, 4] each.
     """
-    classes = torch.full((len(groups),), c, device=groups.device)
-    symbols = books.quantize(groups, classes)[0].cpu()
-    tables = torch.from_numpy(books.in_file_order(classes.cpu().numpy(), lambda places, _: symbols.numpy()[places]))
-    both = [symbols.masked_fill(tables != table, -1) for table in (c, ODD + c)]
-    size = len(books.books[c].frequencies)
-    return both, [torch.bincount(part[part >= 0], minlength=size).double() for part in both]
+    symbols, decoded = (made.cpu() for made in books.quantize(groups, torch.full((len(groups),), c).to(groups.device)))
+    tables = books.in_file_order(np.full(len(groups), c), lambda places, _: symbols.numpy()[places])
+    return symbols, decoded, torch.from_numpy(tables) >= ODD
 
 
 def cost_along_trellis(pair: Codebooks, groups: Tensor) -> float:
-    """Mean Lagrangian cost of groups [n, 4], fixed point, with the codebooks of one class."""
-    if not len(groups):
-        return math.inf
-    decoded = pair.quantize(groups, torch.zeros(len(groups), dtype=torch.long))[1]
-    counts = symbols_along_trellis(pair, 0, groups)[1]
-    books = [book for book in (pair.books[0], pair.odd[0]) if book]
-    bits = sum((count * book.bits).sum().item() for count, book in zip(counts, books, strict=True))
-    return (float((groups - decoded).square().sum()) / UNIT**2 + RATE_WEIGHT * bits) / len(groups)
+    """Mean Lagrangian cost of groups [n, 4], fixed point, with the codebooks of one class; escapes count as one."""
+    symbols, decoded, odd = along_trellis(pair, 0, groups)
+    tables = [book.bits for book in (*pair.books, *pair.odd) if book]
+    bits = sum(float(table[symbols[odd == which]].sum()) for which, table in enumerate(tables))
+    return (float((groups - decoded).square().sum()) / UNIT**2 + RATE_WEIGHT * bits) / max(1, len(groups))
 
 
 def dimensions(sigma: float) -> list[int]:
@@ -262,7 +256,9 @@ def count_symbols(books: Codebooks, samples: list[Tensor]) -> list[list[Tensor]]
         if len(book.frequencies) == 1 or len(samples[c]) == 0:
             counts.append([torch.zeros(len(book.frequencies))] * (2 if odd else 1))
         elif odd:
-            counts.append(symbols_along_trellis(books, c, samples[c])[1])
+            symbols, _, second = along_trellis(books, c, samples[c])
+            sides = (symbols[second == which] for which in (False, True))
+            counts.append([torch.bincount(side, minlength=len(book.frequencies)).float() for side in sides])
         else:
             symbols = books.nearest(c, samples[c].reshape(-1, book.dimension))[0]
             counts.append([torch.bincount(symbols, minlength=len(book.frequencies)).float()])
@@ -284,10 +280,9 @@ def recount(books: Codebooks, samples: list[Tensor]) -> Codebooks:
             continue
         if second:
             pair = [book, second]
-            if len(groups) >= SAMPLES_MIN:
-                pair = trimmed(pair, [counts, *others])
-            counted.append(pair[0])
-            odd.append(pair[1])
+            even, second = trimmed(pair, [counts, *others]) if len(groups) >= SAMPLES_MIN else pair
+            counted.append(even)
+            odd.append(second)
             continue
         odd.append(None)
         used = counts[:-1] > 0
