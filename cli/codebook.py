@@ -15,7 +15,7 @@ def codebook() -> None:
 
 
 @codebook.command(short_help="Fit codebooks and write the weight file.")
-@click.argument("checkpoint", type=EXISTING)
+@click.argument("source", type=EXISTING)
 @click.argument("output", type=click.Path(path_type=Path))
 @data_option
 @click.option("--crops", type=click.IntRange(1), default=400, show_default=True, help="256x256 crops a pass, 3 passes.")
@@ -24,9 +24,7 @@ def codebook() -> None:
 @click.option(
     "--mode",
     type=click.Choice(["fidelity", "video"]),
-    default="fidelity",
-    show_default=True,
-    help="What it was trained for.",
+    help="What a checkpoint was trained for.  [default: fidelity]",
 )
 @click.option(
     "--codebooks",
@@ -35,24 +33,25 @@ def codebook() -> None:
 )
 @note_option
 def fit(
-    checkpoint: Path,
+    source: Path,
     output: Path,
     data: tuple[Path, ...],
     crops: int,
     device: str,
     workers: int,
-    mode: str,
+    mode: str | None,
     codebooks: Path | None,
     note: str,
 ) -> None:
-    """Turn the CHECKPOINT of nic train image into the weight file OUTPUT.
+    """Turn SOURCE, the checkpoint of nic train image, into the weight file OUTPUT.
 
-    The prior is converted to integers; entropy-constrained codebooks are fitted to the residuals of the pictures and
-    their symbols counted. Prints, for each class, the dimension, codewords, and the share of them that is used.
+    The prior is converted to integers. If SOURCE is a weight file, all but its codebooks stays. Entropy-constrained
+    codebooks are fitted to the residuals of the pictures and their symbols counted. Prints, for each class, the
+    dimension, codewords, and the share of them that is used.
     """
     from nic.models import store
     from nic.models.training.codebook import fit_weights
 
     books = store.read_codebooks(codebooks) if codebooks else None
-    for row in fit_weights(checkpoint, output, data, crops, device, workers, note, mode, books):
+    for row in fit_weights(source, output, data, crops, device, workers, note, mode, books):
         click.echo(row)

@@ -189,7 +189,12 @@ def find(wanted: bytes | str) -> dict[str, Any]:
 
 
 def save(
-    codec: "ImageCodec", prior: "Prior", codebooks: "Codebooks", path: Path, card: dict[str, Any], mode: str = FIDELITY
+    codec: "ImageCodec | Model",
+    prior: "Prior",
+    codebooks: "Codebooks",
+    path: Path,
+    card: dict[str, Any],
+    mode: str = FIDELITY,
 ) -> bytes:
     """Writes the weight file of a model of fidelity mode, or of videos, and returns the model id."""
     arrays = {f"codebooks.{name}": value for name, value in codebooks.to_arrays().items()}

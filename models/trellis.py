@@ -1,6 +1,6 @@
 """Trellis-coded quantization: two codebooks whose use depends on the symbols before, and the search for the best path.
 
-A class may have two codebooks of scalars that lie between each other: a trellis is in one of 32 states, half of
+A class may have two codebooks of scalars that lie between each other: a trellis is in one of 128 states, half of
 which take the even codebook and half the odd one, and the parity of each symbol leads to the next state. A sequence so
 reaches points that are as dense as both codebooks together, for the bits of one. (Marcellin and Fischer, IEEE Trans.
 Communications 38, 1990; the states are Ungerboeck's, IEEE Trans. Information Theory 28, 1982, table I; codebooks that
@@ -17,11 +17,11 @@ from torch import Tensor
 __all__ = ["NEXT", "ROUNDS", "Walk", "best_path", "rounds_of"]
 
 ROUNDS = 64
-STATES = 32
+STATES = 128
 HALF = STATES // 2  # states from here on take the odd codebook
 STATE, PARITY = np.mgrid[:STATES, :2]
 # The next state after an even and after an odd symbol.
-NEXT = (2 * STATE % STATES) ^ (9 * (STATE >= HALF)) ^ (4 * PARITY)
+NEXT = (2 * STATE % STATES) ^ (57 * (STATE >= HALF)) ^ (106 * PARITY)
 # Each state's two predecessors, and what was taken there: two times the codebook plus the symbol's parity.
 BEFORE = np.stack([STATE[NEXT == state] for state in range(STATES)])
 TAKEN = np.stack([(2 * (STATE >= HALF) + PARITY)[NEXT == state] for state in range(STATES)])
@@ -64,8 +64,11 @@ def best_path(costs: Tensor) -> Tensor:
     total = costs.new_full((STATES, width), torch.inf)
     total[0] = 0
     second = torch.empty(steps, STATES, width, dtype=torch.bool, device=costs.device)
-    for step in range(steps):
-        one, other = (total[before] + costs[step][taken]).unbind(dim=1)
+    first_before, other_before = before.unbind(dim=1)
+    first_taken, other_taken = taken.unbind(dim=1)
+    for step, cost in enumerate(costs):
+        one = total.index_select(0, first_before).add_(cost.index_select(0, first_taken))
+        other = total.index_select(0, other_before).add_(cost.index_select(0, other_taken))
         torch.lt(other, one, out=second[step])
         total = torch.minimum(one, other)
     state, trellis = total.argmin(dim=0), torch.arange(width, device=costs.device)

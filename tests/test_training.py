@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nic import codec
-from nic.errors import UnknownModel
+from nic.errors import UnknownModel, UsageError
 from nic.loaded import load_model
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
@@ -116,6 +116,19 @@ def test_the_trained_model_codes_a_photograph(weights: Path, monkeypatch: pytest
     monkeypatch.delenv("NIC_MODELS")
     with pytest.raises(UnknownModel, match="is not installed"):
         codec.decompress(large)
+
+
+def test_codebooks_are_fitted_anew(weights: Path, photographs: Path, tmp_path: Path) -> None:
+    """All else stays as it is; the mode is what it was."""
+    again = tmp_path / "again.safetensors"
+    report = list(codebook.fit_weights(weights, again, [photographs], crops=2, device="cpu", workers=1, note=""))
+    (old, before), (new, after) = store.read_weights(weights), store.read_weights(again)
+    assert new["id"] != old["id"] and new["id"] in report[-1] and new["mode"] == old["mode"]
+    changed = {name.split(".")[0] for name in before if not np.array_equal(before[name], after.get(name))}
+    assert before.keys() == after.keys() and changed == {"codebooks"}
+    assert json.loads(new["card"])["steps"] == json.loads(old["card"])["steps"]
+    with pytest.raises(UsageError, match="is of mode fidelity"):
+        list(codebook.fit_weights(weights, again, [photographs], 2, "cpu", 1, "", mode="video"))
 
 
 def test_codebooks_take_part_in_training(checkpoint: Path, configs: tuple[ImageConfig, TrainConfig]) -> None:

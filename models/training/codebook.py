@@ -7,16 +7,19 @@ the new codebooks, and the final frequencies are counted on a third pass.
 """
 
 import datetime
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nic.errors import UsageError
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma
 from nic.models.config import ImageConfig
@@ -43,6 +46,7 @@ SAMPLES_MAX = 60_000  # groups kept for each class
 SAMPLES_MIN = 20_000  # below this, groups of neighbouring classes are borrowed, scaled
 VECTORS_MAX = 80_000  # used in each fit
 ITERATIONS = 10
+PASSES = 2  # of fitting codewords
 RECOUNTS = 4  # new frequencies change which codewords are chosen
 RANGE_CROPS = 12  # of 256x256, that the prior's range is judged by
 LOUD = 1e-5
@@ -93,7 +97,12 @@ def use_range(model: ImageCodec, photos: Photos) -> None:
 
 @torch.no_grad()
 def gather(
-    model: ImageCodec, prior: Prior, photos: Photos, books: Codebooks | None, crops: int, size: int = 256
+    model: ImageCodec | store.Model,
+    prior: Prior,
+    photos: Photos,
+    books: Codebooks | None,
+    crops: int,
+    size: int = 256,
 ) -> list[Tensor]:
     """Residual groups [n, 4] (fixed point) of each class, met while coding ``crops`` random crops at random qualities.
 
@@ -327,53 +336,70 @@ def utilisation(books: Codebooks, samples: list[Tensor]) -> list[tuple[int, int,
 
 
 def fit_from_photos(
-    model: ImageCodec, photos: Photos, crops: int, books: Codebooks | None = None
-) -> tuple[Prior, Codebooks, list[Tensor]]:
-    """The integer prior, its codebooks, and the samples of the last pass for a report of utilisation.
+    model: ImageCodec | store.Model, prior: Prior, photos: Photos, crops: int, books: Codebooks | None, passes: int
+) -> tuple[Codebooks, list[Tensor]]:
+    """Codebooks for an integer prior, and the samples of the last pass for a report of utilisation.
 
-    With ``books``, their codewords are kept, and only their symbols counted.
+    books: what the first pass codes with, None to round. passes: that choose codewords; after 0 of them, those of
+    ``books`` stay, and only their symbols are counted.
     """
-    use_range(model, photos)
-    prior = model.prior.to_integer()
     device = photos.pixels.device
-    if books is None:
-        books = fit_codebooks(gather(model, prior, photos, None, crops))
-        books = fit_codebooks(gather(model, prior, photos, books.to(device), crops))
+    for _ in range(passes):
+        books = fit_codebooks(gather(model, prior, photos, books and books.to(device), crops))
+    assert books is not None
     samples = gather(model, prior, photos, books.to(device), crops)
     for _ in range(RECOUNTS):
         books = recount(books, samples)
-    return prior, books, samples
+    return books, samples
+
+
+def read_trained(checkpoint: Path, photos: Photos) -> tuple[ImageCodec, dict[str, Any]]:
+    """The codec of a training checkpoint, whose prior is scaled to its range, and what its card says."""
+    device = photos.pixels.device
+    state, config = read_checkpoint(checkpoint, ImageConfig, device)
+    model = ImageCodec(config).to(device, memory_format=torch.channels_last).eval()
+    model.load_state_dict(state["average"])
+    use_range(model, photos)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return model, {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1), "parameters": parameters}
 
 
 def fit_weights(
-    checkpoint: Path,
+    source: Path,
     output: Path,
     data: Sequence[Path],
     crops: int,
     device: str,
     workers: int,
     note: str,
-    mode: str = store.DEFAULT,
+    mode: str | None = None,
     codebooks: Codebooks | None = None,
 ) -> Iterator[str]:
-    """Turns a training checkpoint into a weight file; yields the lines of a report."""
+    """Turns a training checkpoint, or a weight file, into a weight file; yields the lines of a report.
+
+    Of a weight file, everything but the codebooks stays. codebooks: whose codewords are kept. mode: what a checkpoint
+    was trained for, FIDELITY unless it is given. Raises UsageError for a weight file of another mode.
+    """
     torch.manual_seed(0)
-    where = device_of(device)
-    state, config = read_checkpoint(checkpoint, ImageConfig, where)
-    model = ImageCodec(config).to(where, memory_format=torch.channels_last).eval()
-    model.load_state_dict(state["average"])
-    photos = Photos(read_photos(data, "train", workers), where)
-    prior, books, samples = fit_from_photos(model, photos, crops, codebooks)
+    photos = Photos(read_photos(data, "train", workers), device_of(device))
+    model: ImageCodec | store.Model
+    first = codebooks
+    if source.suffix == ".safetensors":
+        metadata = store.read_metadata(source)
+        if metadata["mode"] not in (store.FIDELITY, store.VIDEO) or mode not in (None, metadata["mode"]):
+            raise UsageError(f"{source} is of mode {metadata['mode']}")
+        loaded = store.load_from(source, device)
+        assert isinstance(loaded, store.Model)  # those modes have no other
+        model, prior, first = loaded, loaded.prior, codebooks or loaded.codebooks
+        card, mode = json.loads(metadata["card"]), metadata["mode"]
+    else:
+        model, card = read_trained(source, photos)
+        prior, mode = model.prior.to_integer(), mode or store.FIDELITY
+    books, samples = fit_from_photos(model, prior, photos, crops, first, 0 if codebooks else PASSES)
     rows = utilisation(books, samples)
     yield "class dimension codewords groups used"
     for index, (dimension, codewords, groups, used) in enumerate(rows):
         yield f"{index:5} {dimension:9} {codewords:9} {groups:6} {used:4.0%}"
-    card = {
-        "date": datetime.date.today().isoformat(),
-        "steps": state["step"],
-        "minutes": round(state["seconds"] / 60, 1),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "codebook_use": round(min(row[3] for row in rows), 4),
-        "note": note,
-    }
+    card |= {"date": datetime.date.today().isoformat(), "codebook_use": round(min(row[3] for row in rows), 4)}
+    card["note"] = note or card.get("note", "")
     yield f"wrote {output}, model id {store.save(model, prior, books, output, card, mode).hex()}"
