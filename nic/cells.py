@@ -1,41 +1,53 @@
 """One cell between latents and bytes: the prior's loop joined to the entropy coder (bitstream/FORMAT.md §7)."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.errors import BadFile
+from nic.models.adaptive import COEFFICIENT_MAX, COUNTS, LIMITS, AdaptiveFilter
 from nic.models.prior import GROUP, LATENT_MAX, UNIT
 from nic.models.store import Model
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, Places
 
-__all__ = ["decode_cell", "decode_cut_cell", "encode_cell", "get_cell", "get_groups", "put_cell", "put_groups"]
+__all__ = [
+    "Cell",
+    "decode_cell",
+    "decode_cut_cell",
+    "get_cell",
+    "get_groups",
+    "number_bits",
+    "put_cell",
+    "put_filter",
+    "put_groups",
+]
 
 
-def encode_cell(
-    model: Model, tables: Tables, y: Tensor, z: Tensor, quality: float, mask_rate: float = 0
-) -> tuple[bytes, Tensor]:
-    """Codes a cell as a payload of its own; arguments and latents as in ``put_cell``."""
-    encoder = Encoder(tables)
-    latents = put_cell(model, encoder, y, z, quality, mask_rate)
-    return encoder.finish(), latents
+@dataclass(frozen=True)
+class Cell:
+    """What a picture's cell says: latents [1, M, h, w], fixed point, and a filter for its pixels if it has one."""
+
+    latents: Tensor
+    filter: AdaptiveFilter | None = None
 
 
-def decode_cell(model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float) -> Tensor:
-    """The latents [1, M, height, width], fixed point, of a cell's payload; raises BadFile."""
+def decode_cell(model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float) -> Cell:
+    """The cell of height x width latents in a payload; raises BadFile."""
     decoder = Decoder(tables, payload)
-    latents = get_cell(model, decoder, height, width, quality)
+    cell = Cell(get_cell(model, decoder, height, width, quality), get_filter(decoder))
     decoder.finish()
-    return latents
+    return cell
 
 
 def decode_cut_cell(
     model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float
 ) -> tuple[Tensor, int]:
-    """As far as the words of a cut payload go: latents as of ``decode_cell``, and how many of the stages are there.
+    """As far as the words of a cut payload go: latents as of ``get_cell``, and how many of the stages are there.
 
     Latents of later stages are the means that the prior expects.
     """
@@ -79,6 +91,50 @@ def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: f
     return model.prior.decode(height, width, quality_tensor(model, quality), source)
 
 
+def put_filter(encoder: Encoder, adaptive: AdaptiveFilter | None) -> None:
+    """Codes the filter that ends a picture's cell, or that there is none."""
+    used = [chosen for chosen in adaptive.coefficients if chosen.any()] if adaptive else []
+    if adaptive is None or not used:
+        put_numbers(encoder, 0)
+        return
+    put_numbers(encoder, sum(1 << plane for plane, chosen in enumerate(adaptive.coefficients) if chosen.any()))
+    put_numbers(encoder, adaptive.limit - LIMITS // 2, *np.concatenate(used))
+
+
+def get_filter(decoder: Decoder) -> AdaptiveFilter | None:
+    """What ``put_filter`` has coded; raises BadFile for numbers that it never codes."""
+    planes = int(get_numbers(decoder, 1)[0])
+    if not 0 <= planes < 2 ** len(COUNTS):
+        raise BadFile(f"damaged cell: {planes} is no set of planes")
+    if not planes:
+        return None
+    sent = [plane for plane in range(len(COUNTS)) if planes >> plane & 1]
+    limit, *numbers = get_numbers(decoder, 1 + sum(COUNTS[plane] for plane in sent)).tolist()
+    limit += LIMITS // 2
+    if not 0 <= limit < LIMITS or max(map(abs, numbers)) > COEFFICIENT_MAX:
+        raise BadFile("damaged cell: its filter is out of range")
+    chosen = [np.zeros(count, int) for count in COUNTS]
+    for plane in sent:
+        chosen[plane][:], numbers = numbers[: COUNTS[plane]], numbers[COUNTS[plane] :]
+    return AdaptiveFilter(tuple(chosen), limit)
+
+
+def put_numbers(encoder: Encoder, *numbers: int) -> None:
+    """Codes integers of at most ESCAPE_MAX in magnitude, small ones in few bits."""
+    symbols = np.array(numbers, np.int32) + ESCAPE_MAX
+    encoder.put(symbols, np.full(len(symbols), ESCAPE_CLASS, np.uint8))
+
+
+def number_bits(tables: Tables) -> np.ndarray:
+    """What coefficients from -COEFFICIENT_MAX to COEFFICIENT_MAX cost."""
+    bits: np.ndarray = tables.bits[ESCAPE_CLASS][ESCAPE_MAX - COEFFICIENT_MAX : ESCAPE_MAX + COEFFICIENT_MAX + 1]
+    return bits
+
+
+def get_numbers(decoder: Decoder, count: int) -> NDArray[np.int32]:
+    return decoder.get(np.full(count, ESCAPE_CLASS, np.uint8)) - np.int32(ESCAPE_MAX)
+
+
 def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor, mask_rate: float = 0) -> Tensor:
     """Codes groups [G, 4], fixed point, of scale classes [G], as one stage; returns what they decode to."""
     books = model.codebooks
@@ -96,8 +152,7 @@ def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Te
     books.in_file_order(classes, put)
     escaped = books.escaped(symbols, classes)
     if escaped.any():
-        steps = (decoded.cpu().numpy()[escaped] / UNIT).astype(np.int32)
-        encoder.put(steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
+        put_numbers(encoder, *(decoded.cpu().numpy()[escaped] / UNIT).astype(np.int32))
     return decoded
 
 
@@ -111,8 +166,7 @@ def get_groups(model: Model, decoder: Decoder, classes: np.ndarray) -> Tensor:
         return mine
 
     tables = books.in_file_order(classes, get)
-    escapes = books.escaped(symbols, classes).sum()
-    steps = decoder.get(np.full(escapes, ESCAPE_CLASS, np.uint8)) - ESCAPE_MAX
+    steps = get_numbers(decoder, int(books.escaped(symbols, classes).sum()))
     return torch.from_numpy(books.dequantize(symbols, tables, steps))
 
 

@@ -105,8 +105,8 @@ def decompress(
     file = unpack(data)
     decoder = PictureDecoder(file.header, crop, refinement, device)
     alpha = decoder.alpha(file.alpha)
-    latents, _ = decoder.latents(dict(enumerate(file.cells)))
-    pixels, _ = decoder.pixels(latents)
+    latents, filters, _ = decoder.latents(dict(enumerate(file.cells)))
+    pixels, _ = decoder.pixels(latents, filters)
     return Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b"")
 
 
@@ -138,8 +138,8 @@ def recover(
         alpha = decoder.alpha(file.alpha)
     except BadFile as error:
         problems.append(str(error))
-    latents, filled = decoder.latents(cells, ahead)
-    pixels, consistency = decoder.pixels(latents)
+    latents, filters, filled = decoder.latents(cells, ahead)
+    pixels, consistency = decoder.pixels(latents, filters)
     picture = Picture(pixels, alpha, file.icc or b"", file.exif or b"", file.xmp or b"")
     concealed = filled + len(cells) - len(file.cells)
     return Recovered(picture, tuple(problems), concealed, file.truncated, consistency)

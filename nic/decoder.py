@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from nic.bitstream.header import Header
-from nic.cells import decode_cell, decode_cut_cell
+from nic.cells import Cell, decode_cell, decode_cut_cell
 from nic.conceal import conceal
 from nic.errors import BadFile, UsageError
 from nic.extreme import decode_indices, restore
@@ -20,12 +20,23 @@ from nic.models.prior import UNIT
 from nic.models.transforms import LATENT
 from nic.progress import advance, expect
 from nic.refine import Refinement, project, reach_of, refine, steps_of
-from nic.windows import Slices, cell_slices, grow, halo, latent_grid, meet, pixels_of, synthesize
+from nic.windows import (
+    Filters,
+    Slices,
+    cell_of,
+    cell_slices,
+    grow,
+    halo,
+    latent_grid,
+    meet,
+    pixels_of,
+    synthesize,
+)
 
 __all__ = ["Ahead", "Crop", "PictureDecoder", "decode_alpha", "decode_begun", "decode_latents", "decode_words"]
 
 Crop = tuple[int, int, int, int]  # left, top, width, height in pixels
-Ahead = dict[int, tuple[bytes, Tensor]]  # by the cell's index: its words, and what they decode to
+Ahead = dict[int, tuple[bytes, Cell]]  # by the cell's index: its words, and what they decode to
 
 
 class PictureDecoder:
@@ -53,8 +64,8 @@ class PictureDecoder:
         """Alpha [height, width] from the file's; raises BadFile."""
         return None if png is None else crop_array(decode_alpha(png, self.header), self.box)
 
-    def latents(self, cells: Mapping[int, bytes], ahead: Ahead | None = None) -> tuple[Tensor, int]:
-        """Latents [1, M, h, w] in steps, and how many cells of them are filled in.
+    def latents(self, cells: Mapping[int, bytes], ahead: Ahead | None = None) -> tuple[Tensor, Filters, int]:
+        """Latents [1, M, h, w] in steps, filters, and how many cells are filled in.
 
         Only those are valid that the pixels depend on. Cells that are lost are filled in from those around them: from
         all that there are. cells, ahead, errors: as for ``decode_latents``.
@@ -64,17 +75,17 @@ class PictureDecoder:
         if self.box[2:] == (header.width, header.height):
             expect(len(cells) + count + steps_of(self.refinement, header.height, header.width))
         needed = grow(self.region, halo(self.model), *grid) if len(cells) == count else None
-        latents, lost = decode_latents(header, cells, self.model, needed, ahead)
+        latents, filters, lost = decode_latents(header, cells, self.model, needed, ahead)
         if lost and isinstance(self.model, store.ExtremeModel) and self.model.recovery:
-            return restore(self.model, latents, lost, header.quality), len(lost)
+            return restore(self.model, latents, lost, header.quality), filters, len(lost)
         conceal(latents, lost)
-        return latents, len(lost)
+        return latents, filters, len(lost)
 
-    def pixels(self, latents: Tensor) -> tuple[np.ndarray, float | None]:
+    def pixels(self, latents: Tensor, filters: Filters) -> tuple[np.ndarray, float | None]:
         """Pixels [height, width, channels], and if they are made consistent, how well: as ``project`` says."""
         header, consistency = self.header, None
         rows, columns = self.region
-        made = synthesize(self.model, latents, header.quality, header.channels, header.bit_depth, self.region)
+        made = synthesize(self.model, latents, header.quality, header.channels, header.bit_depth, self.region, filters)
         corner = pixels_of(columns).start, pixels_of(rows).start
         made = np.ascontiguousarray(made[: header.height - corner[1], : header.width - corner[0]])
         if self.refinement:
@@ -92,15 +103,17 @@ def decode_latents(
     model: store.AnyModel,
     region: Slices | None = None,
     ahead: Ahead | None = None,
-) -> tuple[Tensor, list[Slices]]:
-    """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths; and the cells that are not there.
+) -> tuple[Tensor, Filters, list[Slices]]:
+    """The latents [1, M, h, w] of a picture, in steps, each a whole number of 64ths, and its filters.
+
+    The last are the cells that are not there.
 
     cells: payloads by index in raster order. ahead: those that are decoded already; they leave it. With a region of the
     grid, only cells that meet it are decoded, and what is elsewhere is undefined. Raises BadFile for a cell that no
     encoder has written, and where there is none at all.
     """
     height, width = latent_grid(header.height, header.width)
-    latents, lost = None, []
+    latents, filters, lost = None, Filters(), []
     for index, (rows, columns) in enumerate(cell_slices(height, width)):
         if region and not (meet(rows, region[0]) and meet(columns, region[1])):
             continue
@@ -111,26 +124,28 @@ def decode_latents(
         if cell is None or words != cells[index]:
             cell = decode_words(model, cells[index], (rows, columns), header)
         if latents is None:  # a false claim of a huge picture has failed before this
-            latents = cell.new_empty(1, cell.shape[1], height, width)
-        latents[:, :, rows, columns] = cell / UNIT
+            latents = cell.latents.new_empty(1, cell.latents.shape[1], height, width)
+        latents[:, :, rows, columns] = cell.latents / UNIT
+        if cell.filter:
+            filters[cell_of((rows, columns))] = cell.filter
         advance()
     if latents is None:
         raise BadFile("damaged file: no cell is intact")
-    return latents, lost
+    return latents, filters, lost
 
 
-def decode_words(model: store.AnyModel, words: bytes, place: Slices, header: Header) -> Tensor:
-    """The latents [1, M, h, w] of the cell at a place of the grid, fixed point; raises BadFile."""
+def decode_words(model: store.AnyModel, words: bytes, place: Slices, header: Header) -> Cell:
+    """The cell at a place of the grid; raises BadFile."""
     height, width = (side.stop - side.start for side in place)
     with torch.inference_mode():
         if isinstance(model, store.ExtremeModel):
-            return decode_indices(model, entropy_tables(model), words, height, width, header.quality)
+            return Cell(decode_indices(model, entropy_tables(model), words, height, width, header.quality))
         return decode_cell(model, entropy_tables(model), words, height, width, model.quality(header.quality))
 
 
 @torch.inference_mode()
-def decode_begun(header: Header, index: int, words: bytes, device: str) -> Tensor | None:
-    """The latents [1, M, h, w] of a cell, fixed point, from its first words; None if these are not a stage's worth."""
+def decode_begun(header: Header, index: int, words: bytes, device: str) -> Cell | None:
+    """A cell from its first words; None if these are not a stage's worth."""
     slices = cell_slices(*latent_grid(header.height, header.width))
     if not 0 <= index < len(slices):
         return None
@@ -140,7 +155,7 @@ def decode_begun(header: Header, index: int, words: bytes, device: str) -> Tenso
     height, width = (side.stop - side.start for side in slices[index])
     quality = model.quality(header.quality)
     latents, stages = decode_cut_cell(model, entropy_tables(model), words, height, width, quality)
-    return latents if stages else None
+    return Cell(latents) if stages else None
 
 
 def checked(crop: Crop, header: Header) -> Crop:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nic.bitstream.entropy import Encoder
 from nic.errors import UsageError
 from nic.models.vq import RATE_WEIGHT
 
@@ -42,14 +43,14 @@ def check_options(effort: int, quality: float | None, **targets: float | None) -
 
 @dataclass(frozen=True)
 class Coded:
-    """A picture's payloads, and the latents [1, M, h, w] in steps that they decode to."""
+    """Cells as they are being written, and the latents [1, M, h, w] in steps that they decode to."""
 
-    cells: tuple[bytes, ...]
+    cells: tuple[Encoder, ...]
     latents: Tensor
 
     @property
     def bits(self) -> int:
-        return 8 * sum(map(len, self.cells))
+        return 32 * sum(cell.words for cell in self.cells)
 
 
 # What the error of latents is worth, in bits, and its gradient in them if that is wanted.

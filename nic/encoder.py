@@ -6,6 +6,7 @@ import io
 import math
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from nic.bitstream.container import NicFile, pack
+from nic.bitstream.entropy import Encoder
 from nic.bitstream.header import Header, Kind, Mode
-from nic.cells import encode_cell
+from nic.cells import number_bits, put_cell, put_filter
 from nic.effort import ITERATIONS, Coded, search_latents
 from nic.extreme import encode_indices
 from nic.loaded import entropy_tables, load_model
@@ -25,11 +27,14 @@ from nic.models.transforms import bits_per_error
 from nic.pixels import Picture
 from nic.progress import advance
 from nic.windows import (
+    Filters,
     Slices,
     analyze,
     analyze_latents,
+    cell_of,
     cell_slices,
     distortion_gradient,
+    fit_filters,
     latent_grid,
     shrink,
     synthesize,
@@ -46,6 +51,19 @@ REFINED = 5  # of them at more than the lowest effort, where that one has told w
 def level_at(quality: float | None) -> int:
     """The quality level that a quality of 0 to 100 stands for, None for the default."""
     return round((DEFAULT_QUALITY if quality is None else quality) / 100 * LEVELS)
+
+
+@dataclass(frozen=True)
+class CodedPicture:
+    """A picture's payloads, and what they decode to: latents [1, M, h, w] in steps and filters."""
+
+    cells: tuple[bytes, ...]
+    latents: Tensor
+    filters: Filters
+
+    @property
+    def bits(self) -> int:
+        return 8 * sum(map(len, self.cells))
 
 
 class PictureEncoder:
@@ -70,17 +88,17 @@ class PictureEncoder:
         return Header(Kind.IMAGE, mode, width, height, channels, depth, level, self.model.id)
 
     def steps(self, decoding: bool) -> int:
-        """What one level takes: analysis and coding, where refined with several codings and gradients, and decoding."""
+        """What a level takes: analysis and coding, in a search several codings, gradients and filters, and decoding."""
         cells = len(cell_slices(*latent_grid(*self.picture.pixels.shape[:2])))
-        return cells * ((3 + 2 * self.iterations if self.iterations else 2) + decoding)
+        return cells * ((4 + 2 * self.iterations if self.iterations else 2) + decoding)
 
     def file(self, level: int) -> bytes:
         if level not in self.files:
             self.encode(level)
         return self.files[level]
 
-    def encode(self, level: int) -> tuple[bytes, Tensor]:
-        """The file at a quality level, and the latents that it decodes to."""
+    def encode(self, level: int) -> tuple[bytes, CodedPicture]:
+        """The file at a quality level, and what its cells decode to."""
         model, picture = self.model, self.picture
         if isinstance(model, store.ExtremeModel):
             coded = code_extreme(model, picture.pixels, level, self.mask_rate)
@@ -88,18 +106,18 @@ class PictureEncoder:
             coded = code_fidelity(model, picture.pixels, level, self.iterations, self.mask_rate)
         metadata = (picture.icc or None, picture.exif or None, picture.xmp or None)
         self.files[level] = pack(NicFile(self.header(level), coded.cells, *metadata, self.alpha))
-        return self.files[level], coded.latents
+        return self.files[level], coded
 
     def size_at(self, level: int) -> int:
         return len(self.file(level))
 
     def psnr_at(self, level: int) -> float:
         if level not in self.psnrs:
-            _, latents = self.encode(level)
+            _, coded = self.encode(level)
             original = self.picture.pixels
             height, width, channels = original.shape
-            decoded = synthesize(self.model, latents, level, channels, 8 * original.itemsize)[:height, :width]
-            self.psnrs[level] = psnr(decoded, original)
+            shown = synthesize(self.model, coded.latents, level, channels, 8 * original.itemsize, filters=coded.filters)
+            self.psnrs[level] = psnr(shown[:height, :width], original)
         return self.psnrs[level]
 
     def search_steps(self, decoding: bool) -> int:
@@ -190,16 +208,28 @@ def missed(value: float, target: float, level: int, unit: str) -> str:
 
 
 @torch.no_grad()
-def code_fidelity(model: store.Model, pixels: np.ndarray, level: int, iterations: int, mask_rate: float) -> Coded:
+def code_fidelity(
+    model: store.Model, pixels: np.ndarray, level: int, iterations: int, mask_rate: float
+) -> CodedPicture:
     """Codes pixels [H, W, C] at a quality level; iterations of search, mask_rate as for ``compress``.
 
-    Latents are searched strip by strip, from the top.
+    Latents are searched strip by strip, from the top. Without search there are no filters either.
     """
     y, z = analyze(model, pixels, torch.tensor([model.quality(level)], device=model.device))
-    cells: list[bytes] = []
+    cells: list[Encoder] = []
     for strip in strips(*y.shape[2:]):
         cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate)
-    return Coded(tuple(cells), y)
+    filters: Filters = {}
+    if iterations:
+        filters = fit_filters(model, y, pixels, level, weight_of(model, level), number_bits(entropy_tables(model)))
+    for cell, place in zip(cells, cell_slices(*y.shape[2:]), strict=True):
+        put_filter(cell, filters.get(cell_of(place)))
+    return CodedPicture(tuple(cell.finish() for cell in cells), y, filters)
+
+
+def weight_of(model: store.Model, level: int) -> float:
+    """What a squared error counts at a quality level, in bits."""
+    return bits_per_error(torch.tensor([model.quality(level)]), model.config)
 
 
 def code_strip(
@@ -211,17 +241,17 @@ def code_strip(
     strip: Slices,
     iterations: int,
     mask_rate: float,
-) -> tuple[bytes, ...]:
+) -> tuple[Encoder, ...]:
     """Codes a strip of the latents y, which become what it decodes to; those around it stay as they are."""
     mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
-    weight = bits_per_error(torch.tensor([model.quality(level)]), model.config)
+    weight, bits = weight_of(model, level), number_bits(entropy_tables(model))
 
     def code(targets: Tensor) -> Coded:
         return code_cells(model, targets, hyper, level, mask_rate)
 
     def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
         mine.copy_(latents)
-        return distortion_gradient(model, y, pixels, level, weight, strip, directed)
+        return distortion_gradient(model, y, pixels, level, weight, bits, strip, directed)
 
     coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine)
     mine.copy_(coded.latents)
@@ -235,7 +265,7 @@ def strips(height: int, width: int) -> Iterator[Slices]:
 
 
 @torch.no_grad()
-def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int, mask_rate: float) -> Coded:
+def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int, mask_rate: float) -> CodedPicture:
     """Codes pixels [H, W, C] at a quality level."""
     quality = torch.tensor([model.quality(level)], device=model.device)
     targets = analyze_latents(model, pixels, quality)
@@ -246,19 +276,16 @@ def code_extreme(model: store.ExtremeModel, pixels: np.ndarray, level: int, mask
         cells.append(payload)
         latents[:, :, rows, columns] = decoded / UNIT
         advance()
-    return Coded(tuple(cells), latents)
+    return CodedPicture(tuple(cells), latents, {})
 
 
 def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int, mask_rate: float) -> Coded:
     """Codes latents y [1, M, h, w] and hyper-latents z [1, N, h/4, w/4], in steps, cell by cell."""
     cells, latents = [], torch.empty_like(y)
     for rows, columns in cell_slices(*y.shape[2:]):
-        hyper = shrink((rows, columns))
-        hyper_latents = z[:, :, hyper[0], hyper[1]]
-        payload, decoded = encode_cell(
-            model, entropy_tables(model), y[:, :, rows, columns], hyper_latents, model.quality(level), mask_rate
-        )
-        cells.append(payload)
+        cells.append(Encoder(entropy_tables(model)))
+        hyper = z[:, :, *shrink((rows, columns))]
+        decoded = put_cell(model, cells[-1], y[:, :, rows, columns], hyper, model.quality(level), mask_rate)
         latents[:, :, rows, columns] = decoded / UNIT
         advance()
     return Coded(tuple(cells), latents)

@@ -113,7 +113,7 @@ def encode_residual(
     def code(targets: Tensor) -> Coded:
         encoder = begun.copy()
         latents = put_latents(model, encoder, targets, hyper, level)
-        return Coded((encoder.finish(),), latents)
+        return Coded((encoder,), latents)
 
     def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
         with torch.set_grad_enabled(directed):
@@ -123,7 +123,7 @@ def encode_residual(
             return error.item(), torch.autograd.grad(error, variable)[0] if directed else None
 
     coded = search_latents(code, distortion, y, iterations) if iterations else code(y)
-    return coded.cells[0], coded.latents
+    return coded.cells[0].finish(), coded.latents
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 from nic.models import store
+from nic.models.adaptive import REACH, AdaptiveFilter, fit
 from nic.models.prior import CELL
 from nic.models.transforms import LATENT, PATCH, filter_reach
 from nic.progress import advance
 
 __all__ = [
     "PADDING",
+    "Filters",
     "Slices",
     "analyze",
     "analyze_latents",
+    "cell_of",
     "cell_slices",
     "distortion_gradient",
+    "fit_filters",
     "grow",
     "halo",
     "latent_grid",
@@ -37,6 +41,7 @@ __all__ = [
 HYPER = 4  # latents a side of a hyper-latent
 PADDING = 64  # pictures are padded to multiples of this many pixels
 Slices = tuple[slice, slice]  # rows and columns
+Filters = dict[tuple[int, int], AdaptiveFilter]  # of some cells, by row and column
 
 
 def latent_grid(height: int, width: int) -> tuple[int, int]:
@@ -51,15 +56,20 @@ def cell_slices(height: int, width: int, rows: int = CELL) -> list[Slices]:
     return [(slice(i, min(i + rows, height)), slice(j, min(j + CELL, width))) for i in tops for j in lefts]
 
 
+def cell_of(region: Slices) -> tuple[int, int]:
+    """Row and column of the cell that a region of the latent grid begins in."""
+    return region[0].start // CELL, region[1].start // CELL
+
+
 def meet(a: slice, b: slice) -> bool:
     """Whether two ranges have anything in common."""
     return bool(a.start < b.stop and b.start < a.stop)
 
 
 def halo(model: store.AnyModel) -> int:
-    """Latents around a position on which its pixels depend."""
+    """Latents around a position on which its pixels depend, and REACH pixels around these."""
     config = model.config
-    return config.deep_blocks + math.ceil((PATCH * config.trunk_blocks + filter_reach(config)) / LATENT)
+    return config.deep_blocks + math.ceil((PATCH * config.trunk_blocks + filter_reach(config) + REACH) / LATENT)
 
 
 def grow(region: Slices, margin: int, height: int, width: int) -> Slices:
@@ -88,12 +98,19 @@ def windows(
             yield (rows, columns), grow((rows, columns), halo(model), height, width)
 
 
-def synthesize_window(model: store.AnyModel, latents: Tensor, inner: Slices, outer: Slices, level: int) -> Tensor:
-    """The pixels of the cell ``inner``, from the latents ``outer`` around it."""
+def synthesize_window(
+    model: store.AnyModel, latents: Tensor, inner: Slices, outer: Slices, level: int, margin: int = 0
+) -> tuple[Tensor, Slices]:
+    """Images of the cell ``inner``, from the latents ``outer`` around it, with so many pixels around; and where it is.
+
+    These pixels go as far as those of ``outer``.
+    """
     latents = latents.contiguous(memory_format=torch.channels_last)
     images: Tensor = model.synthesis(latents, torch.tensor([model.quality(level)], device=model.device))
-    rows, columns = (pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True))
-    return images[:, :, rows, columns]
+    mine = tuple(pixels_of(i, o.start) for i, o in zip(inner, outer, strict=True))
+    rows, columns = (slice(max(s.start - margin, 0), s.stop + margin) for s in mine)
+    place = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(mine, (rows, columns), strict=True))
+    return images[:, :, rows, columns], (place[0], place[1])
 
 
 def pixels_of(latents: slice, origin: int = 0) -> slice:
@@ -103,7 +120,13 @@ def pixels_of(latents: slice, origin: int = 0) -> slice:
 
 @torch.inference_mode()
 def synthesize(
-    model: store.AnyModel, latents: Tensor, level: int, channels: int, depth: int, region: Slices | None = None
+    model: store.AnyModel,
+    latents: Tensor,
+    level: int,
+    channels: int,
+    depth: int,
+    region: Slices | None = None,
+    filters: Filters | None = None,
 ) -> np.ndarray:
     """Latents [1, M, h, w], in steps -> pixels [16 h, 16 w, channels] of so many bits, or those under a region."""
     height, width = latents.shape[2:]
@@ -111,8 +134,9 @@ def synthesize(
     size = LATENT * (rows.stop - rows.start), LATENT * (columns.stop - columns.start)
     picture = np.empty((*size, channels), np.uint8 if depth == 8 else np.uint16)
     for inner, outer in windows(model, height, width, region):
-        window = latents[:, :, *outer]
-        made = synthesize_window(model, window, inner, outer, level)
+        images, (top, left) = synthesize_window(model, latents[:, :, *outer], inner, outer, level, REACH)
+        adaptive = (filters or {}).get(cell_of(inner))
+        made = (adaptive(images) if adaptive else images)[:, :, top, left]
         picture[pixels_of(inner[0], rows.start), pixels_of(inner[1], columns.start)] = to_pixels(made, channels, depth)
         advance()
     return picture
@@ -182,29 +206,57 @@ def distortion_gradient(
     picture: np.ndarray,
     level: int,
     weight: float,
+    bits: np.ndarray,
     region: Slices,
     directed: bool = True,
 ) -> tuple[float, Tensor | None]:
     """``weight`` times the squared error against pixels [H, W, C], and, if ``directed``, its gradient in the latents.
 
-    Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours. Both are of the pixels under a region of the
-    latent grid and of its latents alone. Gradients of pictures of several cells, which need what the synthesis has
-    computed on the way, have windows of half a cell.
+    Latents are [1, M, h, w]; pixels count in [0, 1] and in three colours, behind a filter that is fitted to each window
+    (bits: as for ``fit``). Both are of the pixels under a region of the latent grid and of its latents alone. Gradients
+    of pictures of several cells, which need what the synthesis has computed on the way, have windows of half a cell.
     """
     grid = (latents.shape[2], latents.shape[3])
     high = CELL // 2 if directed and max(grid) > CELL else CELL
     around = grow(region, halo(model), *grid)
     total, gradient = 0.0, torch.zeros_like(latents[:, :, *around])
     for inner, outer in windows(model, *grid, region, high):
-        height, width = (len(range(side)[pixels_of(s)]) for side, s in zip(picture.shape, inner, strict=False))
-        original = to_images(picture, inner, model.device)[:, :, :height, :width]
         with torch.set_grad_enabled(directed):
             window = latents[:, :, *outer].clone().requires_grad_(directed)
-            decoded = synthesize_window(model, window, inner, outer, level)
-            error = weight * (decoded[:, :, :height, :width] - original).square().sum()
+            images, place = synthesize_window(model, window, inner, outer, level, REACH)
+            adaptive, original, shown = fit_window(images, place, picture, inner, weight, bits)
+            error = weight * (adaptive(images)[:, :, *shown] - original).square().sum()
             if directed:
                 within(gradient, outer, around).add_(torch.autograd.grad(error, window)[0])
         total += error.item()
         if inner[0].start % CELL == 0:
             advance()
     return total, within(gradient, region, around) if directed else None
+
+
+def fit_window(
+    images: Tensor, place: Slices, picture: np.ndarray, inner: Slices, weight: float, bits: np.ndarray
+) -> tuple[AdaptiveFilter, Tensor, Slices]:
+    """The filter for decoded images [1, 3, H, W] in which the window ``inner`` of the latent grid is at a place.
+
+    Also the images that it is fitted to, and where in the others they are. weight and bits are as for ``fit``.
+    """
+    height, width = (len(range(side)[pixels_of(s)]) for side, s in zip(picture.shape, inner, strict=False))
+    original = to_images(picture, inner, images.device)[:, :, :height, :width]
+    rows, columns = place
+    shown = slice(rows.start, rows.start + height), slice(columns.start, columns.start + width)
+    corner, grey = (rows.start, columns.start), picture.shape[2] == 1
+    return fit(images.detach(), original, corner, weight, bits, grey), original, shown
+
+
+@torch.no_grad()
+def fit_filters(
+    model: store.Model, latents: Tensor, picture: np.ndarray, level: int, weight: float, bits: np.ndarray
+) -> Filters:
+    """Filters of the cells of latents [1, M, h, w], for pixels [H, W, C]; weight and bits are as for ``fit``."""
+    filters: Filters = {}
+    for inner, outer in windows(model, *latents.shape[2:]):
+        images, place = synthesize_window(model, latents[:, :, *outer], inner, outer, level, REACH)
+        filters[cell_of(inner)] = fit_window(images, place, picture, inner, weight, bits)[0]
+        advance()
+    return filters

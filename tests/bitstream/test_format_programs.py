@@ -16,6 +16,7 @@ from nic.bitstream.container import NicFile, unpack
 from nic.bitstream.entropy import Decoder, Tables
 from nic.bitstream.header import Mode
 from nic.models import store
+from nic.models.adaptive import COUNTS, AdaptiveFilter
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "bitstream" / "FORMAT.md").read_text(encoding="utf-8")
@@ -58,8 +59,8 @@ def codebooks_of(tensors: dict[str, np.ndarray]) -> tuple[dict[int, np.ndarray],
     return shaped, [*tables[:64], tensors["codebooks.escape"], *tables[64:]]
 
 
-def decode(file: NicFile) -> tuple[np.ndarray, np.ndarray]:
-    """The latents [M, h, w] and pixels [3, H, W] in [0, 1] of a file of one cell, by FORMAT.md's programs."""
+def decode(file: NicFile) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """The latents [M, h, w], the filter and the pixels [3, H, W] in [0, 1] of a file of one cell, by FORMAT.md."""
     header = file.header
     tensors = tensors_of(header.model_id)
     programs = programs_of(tensors)
@@ -82,20 +83,37 @@ def decode(file: NicFile) -> tuple[np.ndarray, np.ndarray]:
         codewords, tables = codebooks_of(tensors)
         decoder = Decoder(Tables([table.astype(np.uint32) for table in tables]), file.cells[0])
         latents = programs["cell"](height, width, header.quality, residuals)
+        limit, coefficients = programs["read_filter"](batch)
         quality = header.quality / 4
     decoder.finish()
-    images = programs["synthesis"](latents / 64, quality)[:, : header.height, : header.width].clip(0, 1)
-    return latents, images if header.channels == 3 else images.mean(axis=0, keepdims=True)
+    images, numbers = programs["synthesis"](latents / 64, quality), []
+    if header.mode == Mode.FIDELITY:
+        images = programs["filtered"](images, limit, coefficients)
+        if coefficients:
+            numbers = [limit] + [n for p in range(3) for n in coefficients.get(p, [0] * 2 * len(programs["INPUTS"][p]))]
+    images = images[:, : header.height, : header.width].clip(0, 1)
+    return latents, numbers, images if header.channels == 3 else images.mean(axis=0, keepdims=True)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_programs_decode_golden_files(path: Path) -> None:
     data = path.read_bytes()
-    latents, images = decode(unpack(data))
-    digest = hashlib.sha256(latents.astype("<i4").tobytes()).hexdigest()
-    assert digest == json.loads(path.with_suffix(".json").read_text())["latents_sha256"]
+    latents, numbers, images = decode(unpack(data))
+    expected = json.loads(path.with_suffix(".json").read_text())
+    for name, integers in {"latents": latents, "filters": np.array(numbers)}.items():
+        assert hashlib.sha256(integers.astype("<i4").tobytes()).hexdigest() == expected[f"{name}_sha256"]
     pixels = codec.decompress(data).pixels.astype(int)
     assert np.abs(np.rint(255 * images.transpose(1, 2, 0)) - pixels).max() <= 1
+
+
+def test_programs_filter_images() -> None:
+    draw = np.random.default_rng(2)
+    images = draw.random((3, 40, 50)) * 1.4 - 0.2
+    chosen = [draw.integers(-40, 41, count) for count in COUNTS]
+    made = AdaptiveFilter(tuple(chosen), 12)(torch.from_numpy(images[None]))[0].numpy()
+    programs = programs_of({})
+    assert np.abs(programs["filtered"](images, 12, dict(enumerate(chosen))) - made).max() < 1e-6
+    assert np.abs(made - images.clip(0, 1)).max() > 0.1
 
 
 def test_programs_make_frames_of_videos() -> None:
