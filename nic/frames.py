@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from nic.bitstream.clip import Clip, ClipFile, Group
 from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header
-from nic.cells import get_groups, put_cell
+from nic.cells import get_filter, get_groups, number_bits, put_cell, put_filter
 from nic.effort import Coded, search_latents
 from nic.loaded import entropy_tables
+from nic.models.adaptive import AdaptiveFilter, fit
 from nic.models.motion import Found, choose, search
 from nic.models.order import Layer, Place, coding_order
 from nic.models.prior import CELL, UNIT
@@ -81,10 +82,11 @@ def encode_frame(
     plain = encoder.copy()
     put_flag(plain, tables, False)
     put_flag(encoder, tables, True)
-    words, latents = encode_residual(model, encoder, target, prediction, level, iterations, *pixels.shape[:2])
+    target = target[:, :, : pixels.shape[0], : pixels.shape[1]]
+    residual = encode_residual(model, encoder, target, prediction, level, iterations)
     tried = [
-        CodedFrame(words, reconstruct(model, prediction, latents, level, *pixels.shape[:2]), latents, prediction)
-        for words, latents in ((words, latents), (plain.finish(), None))
+        finish_frame(model, words, target, prediction, latents, level)
+        for words, latents in ((residual.cells[0], residual.latents), (plain, None))
     ]
     return min(
         tried, key=lambda frame: 8 * len(frame.words) + float(worth) * squared_error(pixels, frame.pixels) / 255**2
@@ -93,21 +95,15 @@ def encode_frame(
 
 @torch.no_grad()
 def encode_residual(
-    model: Model,
-    begun: Encoder,
-    target: Tensor,
-    prediction: Tensor,
-    level: int,
-    iterations: int,
-    height: int,
-    width: int,
-) -> tuple[bytes, Tensor]:
-    """The words that were begun, with the latents of what a prediction [1, 3, h, w] lacks; these latents.
-
-    height, width: of the part that is shown.
-    """
+    model: Model, begun: Encoder, target: Tensor, prediction: Tensor, level: int, iterations: int
+) -> Coded:
+    """What a prediction [1, 3, h, w] lacks of a target [1, 3, H, W], which may be smaller, behind words begun."""
     quality = torch.tensor([model.quality(level)], device=model.device)
-    y = model.analysis((target - prediction + GREY).contiguous(memory_format=torch.channels_last), quality)
+    worth, bits = bits_per_error(quality, model.config), number_bits(entropy_tables(model))
+    height, width = target.shape[2:]
+    margins = 0, prediction.shape[3] - width, 0, prediction.shape[2] - height
+    lacking = F.pad(target, margins, mode="replicate") - prediction + GREY
+    y = model.analysis(lacking.contiguous(memory_format=torch.channels_last), quality)
     hyper = model.hyper_analysis(y)
 
     def code(targets: Tensor) -> Coded:
@@ -118,12 +114,25 @@ def encode_residual(
     def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
         with torch.set_grad_enabled(directed):
             variable = latents.detach().clone().requires_grad_(directed)
-            wrong = (synthesize(model, variable, level, prediction) - target)[:, :, :height, :width]
-            error = bits_per_error(quality, model.config) * wrong.square().sum()
+            images = synthesize(model, variable, level, prediction)
+            adaptive = fit(images.detach(), target, (0, 0), worth, bits, grey=False)
+            error = worth * (adaptive(images)[:, :, :height, :width] - target).square().sum()
             return error.item(), torch.autograd.grad(error, variable)[0] if directed else None
 
-    coded = search_latents(code, distortion, y, iterations) if iterations else code(y)
-    return coded.cells[0].finish(), coded.latents
+    return search_latents(code, distortion, y, iterations) if iterations else code(y)
+
+
+@torch.no_grad()
+def finish_frame(
+    model: Model, words: Encoder, target: Tensor, prediction: Tensor, latents: Tensor | None, level: int
+) -> CodedFrame:
+    """The frame whose words lack only its filter."""
+    worth = bits_per_error(torch.tensor([model.quality(level)], device=model.device), model.config)
+    images = prediction if latents is None else synthesize(model, latents, level, prediction)
+    adaptive = fit(images, target, (0, 0), worth, number_bits(entropy_tables(model)), grey=False)
+    put_filter(words, adaptive)
+    pixels = reconstruct(model, prediction, latents, adaptive, level, target.shape[2], target.shape[3])
+    return CodedFrame(words.finish(), pixels, latents, prediction)
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -138,11 +147,17 @@ def synthesize(model: Model, latents: Tensor, level: int, prediction: Tensor) ->
 
 @torch.inference_mode()
 def reconstruct(
-    model: Model, prediction: Tensor, latents: Tensor | None, level: int, height: int, width: int
+    model: Model,
+    prediction: Tensor,
+    latents: Tensor | None,
+    adaptive: AdaptiveFilter | None,
+    level: int,
+    height: int,
+    width: int,
 ) -> np.ndarray:
-    """Prediction plus residual, if any, in 8 bits: what is shown, and what other frames are predicted from."""
-    image = prediction if latents is None else synthesize(model, latents, level, prediction)
-    image = image[0, :, :height, :width].clamp(0, 1)
+    """Prediction plus residual, if any, filtered, in 8 bits: what is shown, and what others are predicted from."""
+    images = prediction if latents is None else synthesize(model, latents, level, prediction)
+    image = (adaptive(images) if adaptive else images)[0, :, :height, :width].clamp(0, 1)
     pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels
 
@@ -241,17 +256,18 @@ def decode_group(
     order = coding_order(len(group.frames), file.clip.span)
     needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
     decoded: dict[int, np.ndarray] = {}
-    for place, level, field, latents in read_group(model, file, group, needed):
+    size = file.header.height, file.header.width
+    for place, level, field, latents, adaptive in read_group(model, file, group, needed):
         prediction = predict([to_frame(decoded[i], model.device) for i in place.references], field)
-        decoded[place.frame] = reconstruct(model, prediction, latents, level, file.header.height, file.header.width)
+        decoded[place.frame] = reconstruct(model, prediction, latents, adaptive, level, *size)
     yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
 
 
 @torch.inference_mode()
 def read_group(
     model: Model, file: ClipFile, group: Group, needed: Container[int] | None = None
-) -> Iterator[tuple[Place, int, Tensor, Tensor | None]]:
-    """Place, quality level, motion and latents, if any, of a group's frames in coding order, or of those needed.
+) -> Iterator[tuple[Place, int, Tensor, Tensor | None, AdaptiveFilter | None]]:
+    """Place, level, motion, and, if any, latents and filter of a group's frames in coding order, or of those needed.
 
     No pixels are needed, so the prior takes many frames at once. The tables of motion have seen all earlier frames, so
     that motion is read of every frame up to the last one needed. Raises BadFile.
@@ -271,8 +287,10 @@ def read_group(
         if len(waiting) == at_once or index == last:
             latents = iter(get_latents(model, [frame for frame in waiting if frame.has_residual], rows, columns))
             for frame in waiting:
+                adaptive = get_filter(frame.decoder)
                 frame.decoder.finish()
-                yield frame.place, frame.level, frame.field, next(latents) if frame.has_residual else None
+                own = next(latents) if frame.has_residual else None
+                yield frame.place, frame.level, frame.field, own, adaptive
             waiting.clear()
 
 

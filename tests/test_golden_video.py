@@ -38,14 +38,17 @@ def source() -> np.ndarray:
 
 
 def symbols_digest(data: bytes) -> str:
-    """Of motion, as int32, and latents, as int32 in 1/64 steps, of all frames, and of the network's differences."""
+    """Of motion, latents in 1/64 steps and filters of all frames, as int32, and of the network's differences."""
     file = video.read(data)
     model = load_model(file.header.model_id, "cpu")
     digest = hashlib.sha256(file.weights or b"")
     for _, group in sorted(file.groups.items()):
-        for _, _, field, latents in read_group(model, file, group):
+        for _, _, field, latents, adaptive in read_group(model, file, group):
             digest.update(field.numpy().astype("<i4").tobytes())
             digest.update(b"" if latents is None else (latents * UNIT).numpy().astype("<i4").tobytes())
+            if adaptive:
+                numbers = [adaptive.limit, *np.concatenate(adaptive.coefficients)]
+                digest.update(np.array(numbers, "<i4").tobytes())
     return digest.hexdigest()
 
 
