@@ -131,8 +131,7 @@ def finish_frame(
     images = prediction if latents is None else synthesize(model, latents, level, prediction)
     adaptive = fit(images, target, (0, 0), worth, number_bits(entropy_tables(model)), grey=False)
     put_filter(words, adaptive)
-    pixels = reconstruct(model, prediction, latents, adaptive, level, target.shape[2], target.shape[3])
-    return CodedFrame(words.finish(), pixels, latents, prediction)
+    return CodedFrame(words.finish(), to_shown(images, adaptive, *target.shape[2:]), latents, prediction)
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -145,18 +144,8 @@ def synthesize(model: Model, latents: Tensor, level: int, prediction: Tensor) ->
     return images
 
 
-@torch.inference_mode()
-def reconstruct(
-    model: Model,
-    prediction: Tensor,
-    latents: Tensor | None,
-    adaptive: AdaptiveFilter | None,
-    level: int,
-    height: int,
-    width: int,
-) -> np.ndarray:
-    """Prediction plus residual, if any, filtered, in 8 bits: what is shown, and what others are predicted from."""
-    images = prediction if latents is None else synthesize(model, latents, level, prediction)
+def to_shown(images: Tensor, adaptive: AdaptiveFilter | None, height: int, width: int) -> np.ndarray:
+    """Images [1, 3, h, w], filtered, in 8 bits [H, W, 3]: what is shown, and what other frames are predicted from."""
     image = (adaptive(images) if adaptive else images)[0, :, :height, :width].clamp(0, 1)
     pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels
@@ -256,10 +245,11 @@ def decode_group(
     order = coding_order(len(group.frames), file.clip.span)
     needed = set(range(len(order))) if wanted is None else ancestors(order, wanted)
     decoded: dict[int, np.ndarray] = {}
-    size = file.header.height, file.header.width
     for place, level, field, latents, adaptive in read_group(model, file, group, needed):
-        prediction = predict([to_frame(decoded[i], model.device) for i in place.references], field)
-        decoded[place.frame] = reconstruct(model, prediction, latents, adaptive, level, *size)
+        with torch.inference_mode():
+            prediction = predict([to_frame(decoded[i], model.device) for i in place.references], field)
+            images = prediction if latents is None else synthesize(model, latents, level, prediction)
+            decoded[place.frame] = to_shown(images, adaptive, file.header.height, file.header.width)
     yield from ((index, decoded[index]) for index in (sorted(decoded) if wanted is None else [wanted]))
 
 
