@@ -11,7 +11,7 @@ from torch import Tensor
 from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.errors import BadFile
 from nic.models.adaptive import COEFFICIENT_MAX, COUNTS, LIMITS, AdaptiveFilter
-from nic.models.prior import GROUP, LATENT_MAX, UNIT
+from nic.models.prior import GROUP, LATENT_MAX, STEPS, UNIT
 from nic.models.store import Model
 from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, Places
 
@@ -46,24 +46,31 @@ def decode_cell(model: Model, tables: Tables, payload: bytes, height: int, width
 
 def decode_cut_cell(
     model: Model, tables: Tables, payload: bytes, height: int, width: int, quality: float
-) -> tuple[Tensor, int]:
-    """As far as the words of a cut payload go: latents as of ``get_cell``, and how many of the stages are there.
+) -> tuple[Cell, int]:
+    """As far as the words of a cut payload go: the cell, and how many of the stages are there.
 
     Latents of later stages are the means that the prior expects.
     """
-    decoder, complete = Decoder(tables, payload), 0
+    decoder, complete, adaptive = Decoder(tables, payload), 0, None
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
-        nonlocal complete
+        nonlocal complete, adaptive
         if complete == stage:
             with suppress(BadFile):
                 groups = get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))
-                if not decoder.overrun:
+                there = not decoder.overrun
+                if stage == STEPS:
+                    with suppress(BadFile):
+                        found = get_filter(decoder)
+                        if not decoder.overrun:
+                            adaptive, there = found, True
+                if there:
                     complete += 1
                     return groups[None].to(means)
         return torch.zeros_like(means)
 
-    return model.prior.decode(height, width, quality_tensor(model, quality), source), complete
+    latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
+    return Cell(latents, adaptive), complete
 
 
 def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: float, mask_rate: float = 0) -> Tensor:

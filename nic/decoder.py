@@ -154,8 +154,8 @@ def decode_begun(header: Header, index: int, words: bytes, device: str) -> Cell 
         return None
     height, width = (side.stop - side.start for side in slices[index])
     quality = model.quality(header.quality)
-    latents, stages = decode_cut_cell(model, entropy_tables(model), words, height, width, quality)
-    return Cell(latents) if stages else None
+    cell, stages = decode_cut_cell(model, entropy_tables(model), words, height, width, quality)
+    return cell if stages else None
 
 
 def checked(crop: Crop, header: Header) -> Crop:

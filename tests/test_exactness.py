@@ -43,7 +43,7 @@ def encoded(request: pytest.FixtureRequest, model: Model) -> list[tuple[NicFile,
     picture = Picture(getattr(skimage.data, request.param)()[:300, :400])
     encoder = PictureEncoder(picture, model)
     files = [encoder.encode(round(quality * 2.52)) for quality in QUALITIES]
-    return [(unpack(data), latents) for data, latents in files]
+    return [(unpack(data), coded.latents) for data, coded in files]
 
 
 def with_prior(model: Model, change: Callable[[Prior], Prior]) -> Model:

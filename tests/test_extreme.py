@@ -81,7 +81,8 @@ def test_paths_and_costs_agree() -> None:
 @pytest.mark.parametrize("mask_rate", [0, 0.5, 1])
 def test_additions_are_decoded_as_they_were_coded(mask_rate: float, model: ExtremeModel, pixels: np.ndarray) -> None:
     encoder = PictureEncoder(Picture(pixels), model, mask_rate=mask_rate)
-    data, latents = encoder.encode(252)
+    data, coded = encoder.encode(252)
+    latents = coded.latents
     assert torch.equal(decode(data, model), latents)
     codewords = model.codewords[-1] / UNIT
     plain = latents[0].flatten(1).T
@@ -112,7 +113,8 @@ def test_indices_do_not_depend_on_how_the_prior_runs(
     setting: str, level: int, model: ExtremeModel, pixels: np.ndarray
 ) -> None:
     encoder = PictureEncoder(Picture(pixels), model)
-    data, latents = encoder.encode(level)
+    data, coded = encoder.encode(level)
+    latents = coded.latents
     if setting == "float64":
         words = tuple(book.double() for book in model.codewords)
         other = dataclasses.replace(model, prior=copy.deepcopy(model.prior).double(), codewords=words)
@@ -133,7 +135,8 @@ def test_indices_do_not_depend_on_how_the_prior_runs(
 
 
 def test_the_check_would_notice(model: ExtremeModel, pixels: np.ndarray) -> None:
-    data, latents = PictureEncoder(Picture(pixels), model).encode(200)
+    data, coded = PictureEncoder(Picture(pixels), model).encode(200)
+    latents = coded.latents
     prior = copy.deepcopy(model.prior)
     prior.node.bias[0] += 4 * 2 ** float(prior.node.shift[0]) * 8  # four classes at the root
     try:
