@@ -81,7 +81,8 @@ def test_masked_groups_are_coded_as_expected(model: store.Model) -> None:
         encoder = Encoder(entropy_tables(model))
         decoded = put_groups(model, encoder, groups, classes, rate)
         sizes.append(len(encoder.finish()))
-    assert decoded.square().mean() < (0.1 * UNIT) ** 2 and sizes[1] < sizes[0] / 2
+    assert (decoded != 0).float().mean() < 0.02  # on a trellis' way to where zeros cost least
+    assert sizes[1] < sizes[0] / 2
 
 
 @pytest.mark.parametrize("deviation", [0.7, 2.0])
