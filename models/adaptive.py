@@ -8,6 +8,7 @@ that lies opposite times a coefficient found by least squares. It works in luma 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,21 +53,27 @@ class AdaptiveFilter:
         around, total = padded(planes), list(torch.zeros_like(planes))
         weights = [STEP * chosen.reshape(2, -1) for chosen in self.coefficients]
         for clipped, pair in TERMS:
-            heard = [(*use, weight) for use in uses(pair) if (weight := float(weights[use[0]][clipped, use[1]]))]
-            if heard:
-                last = max(source for _, _, source, _ in heard)
-                seen = differences(around[: last + 1], pair, self.limit if clipped else None)
-                for plane, _, source, weight in heard:
-                    total[plane] = torch.add(total[plane], seen[source], alpha=weight)
+            used = [(use, weight) for use in uses(pair) if (weight := float(weights[use.plane][clipped, use.place]))]
+            if used:
+                seen = differences(around, pair, self.limit if clipped else None)
+                for use, weight in used:
+                    total[use.plane] = torch.add(total[use.plane], seen[use.source], alpha=weight)
         return images.clamp(0, 1) + torch.einsum("ji,jhw->ihw", basis(planes), torch.stack(total))[None]
 
 
-def uses(pair: int) -> Iterator[tuple[int, int, int]]:
-    """Where a pair's differences count: plane, number of its input, plane of the differences."""
+class Use(NamedTuple):
+    """Where the differences of a pair count: the plane, the number of its input, and the plane that they are of."""
+
+    plane: int
+    place: int
+    source: int
+
+
+def uses(pair: int) -> Iterator[Use]:
     for plane, inputs in enumerate(INPUTS):
         for place, (source, number) in enumerate(inputs):
             if number == pair:
-                yield plane, place, source
+                yield Use(plane, place, source)
 
 
 def basis(like: Tensor) -> Tensor:
@@ -86,7 +93,11 @@ def padded(planes: Tensor) -> Tensor:
 
 
 def differences(around: Tensor, pair: int, limit: int | None) -> Tensor:
-    """Both differences of a pair together, clipped where there is a limit: [C, H, W] of ``padded`` planes."""
+    """Both differences of a pair together, clipped where there is a limit: [3, H, W] of ``padded`` planes.
+
+    Of pairs beyond the nearest, which colours do not use, those of luma: [1, H, W].
+    """
+    around = around if pair < NEAR else around[:1]
     row, column = OFFSETS[pair]
     height, width = around.shape[1:]
     right, left = max(column, 0), max(-column, 0)
@@ -129,9 +140,9 @@ def fit(
         for plane, (made, error) in enumerate(zip(seen, errors[:, start:stop].flatten(1), strict=True)):
             squares[plane] += (made @ made.T).cpu().double().numpy()
             products[plane] += (made @ error).cpu().double().numpy()
-    chosen = [quantize(worth * STEP**2 * s, worth * STEP * p, bits) for s, p in zip(squares, products, strict=True)]
-    for colour in range(1, 3) if grey else ():
-        chosen[colour][:] = 0
+    chosen = [np.zeros(count, int) for count in COUNTS]
+    for plane in range(1 if grey else len(COUNTS)):
+        chosen[plane] = quantize(worth * STEP**2 * squares[plane], worth * STEP * products[plane], bits)
     return AdaptiveFilter(tuple(chosen), limit)
 
 
@@ -140,11 +151,9 @@ def features(planes: Tensor, limit: int, inside: tuple[slice, slice]) -> list[Te
     size = [side.stop - side.start for side in inside]
     around, made = padded(planes), [planes.new_empty(2, count // 2, *size) for count in COUNTS]
     for clipped, pair in TERMS:
-        heard = list(uses(pair))
-        last = max(source for _, _, source in heard)
-        seen = differences(around[: last + 1], pair, limit if clipped else None)
-        for plane, place, source in heard:
-            made[plane][clipped, place] = seen[source, *inside]
+        seen = differences(around, pair, limit if clipped else None)
+        for use in uses(pair):
+            made[use.plane][clipped, use.place] = seen[use.source, *inside]
     return [each.view(len(each) * each.shape[1], -1) for each in made]
 
 

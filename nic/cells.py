@@ -100,12 +100,11 @@ def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: f
 
 def put_filter(encoder: Encoder, adaptive: AdaptiveFilter | None) -> None:
     """Codes the filter that ends a picture's cell, or that there is none."""
-    used = [chosen for chosen in adaptive.coefficients if chosen.any()] if adaptive else []
-    if adaptive is None or not used:
-        put_numbers(encoder, 0)
-        return
-    put_numbers(encoder, sum(1 << plane for plane, chosen in enumerate(adaptive.coefficients) if chosen.any()))
-    put_numbers(encoder, adaptive.limit - LIMITS // 2, *np.concatenate(used))
+    coefficients = adaptive.coefficients if adaptive else ()
+    sent = [plane for plane, chosen in enumerate(coefficients) if chosen.any()]
+    put_numbers(encoder, sum(1 << plane for plane in sent))
+    if adaptive and sent:
+        put_numbers(encoder, adaptive.limit - LIMITS // 2, *np.concatenate([coefficients[plane] for plane in sent]))
 
 
 def get_filter(decoder: Decoder) -> AdaptiveFilter | None:

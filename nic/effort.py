@@ -16,9 +16,11 @@ from torch import Tensor
 
 from nic.bitstream.entropy import Encoder
 from nic.errors import UsageError
+from nic.models.store import Model
+from nic.models.transforms import bits_per_error
 from nic.models.vq import RATE_WEIGHT
 
-__all__ = ["ITERATIONS", "Coded", "check_options", "search_latents"]
+__all__ = ["ITERATIONS", "Coded", "check_options", "search_latents", "worth_of"]
 
 ITERATIONS = {1: 0, 2: 1, 3: 3, 4: 6, 5: 10, 6: 16, 7: 24, 8: 40, 9: 75}  # for each effort
 CURVATURE = 0.9 / RATE_WEIGHT  # half the second derivative of the cost in a latent, bits per squared step; measured
@@ -39,6 +41,11 @@ def check_options(effort: int, quality: float | None, **targets: float | None) -
         raise UsageError(f"quality {quality:g} is outside 0 to 100")
     if effort not in ITERATIONS:
         raise UsageError(f"effort {effort} is outside 1 to 9")
+
+
+def worth_of(model: Model, level: int) -> float:
+    """What a squared error of one sample, in [0, 1], counts at a quality level, in bits."""
+    return bits_per_error(torch.tensor([model.quality(level)]), model.config)
 
 
 @dataclass(frozen=True)

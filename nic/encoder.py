@@ -17,13 +17,12 @@ from nic.bitstream.container import NicFile, pack
 from nic.bitstream.entropy import Encoder
 from nic.bitstream.header import Header, Kind, Mode
 from nic.cells import number_bits, put_cell, put_filter
-from nic.effort import ITERATIONS, Coded, search_latents
+from nic.effort import ITERATIONS, Coded, search_latents, worth_of
 from nic.extreme import encode_indices
 from nic.loaded import entropy_tables, load_model
 from nic.models import store
 from nic.models.config import LEVELS
 from nic.models.prior import CELL, UNIT
-from nic.models.transforms import bits_per_error
 from nic.pixels import Picture
 from nic.progress import advance
 from nic.windows import (
@@ -221,15 +220,10 @@ def code_fidelity(
         cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate)
     filters: Filters = {}
     if iterations:
-        filters = fit_filters(model, y, pixels, level, weight_of(model, level), number_bits(entropy_tables(model)))
+        filters = fit_filters(model, y, pixels, level, worth_of(model, level), number_bits(entropy_tables(model)))
     for cell, place in zip(cells, cell_slices(*y.shape[2:]), strict=True):
         put_filter(cell, filters.get(cell_of(place)))
     return CodedPicture(tuple(cell.finish() for cell in cells), y, filters)
-
-
-def weight_of(model: store.Model, level: int) -> float:
-    """What a squared error counts at a quality level, in bits."""
-    return bits_per_error(torch.tensor([model.quality(level)]), model.config)
 
 
 def code_strip(
@@ -244,7 +238,7 @@ def code_strip(
 ) -> tuple[Encoder, ...]:
     """Codes a strip of the latents y, which become what it decodes to; those around it stay as they are."""
     mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
-    weight, bits = weight_of(model, level), number_bits(entropy_tables(model))
+    weight, bits = worth_of(model, level), number_bits(entropy_tables(model))
 
     def code(targets: Tensor) -> Coded:
         return code_cells(model, targets, hyper, level, mask_rate)

@@ -17,14 +17,14 @@ from nic.bitstream.clip import Clip, ClipFile, Group
 from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header
 from nic.cells import get_filter, get_groups, number_bits, put_cell, put_filter
-from nic.effort import Coded, search_latents
+from nic.effort import Coded, search_latents, worth_of
 from nic.loaded import entropy_tables
 from nic.models.adaptive import AdaptiveFilter, fit
 from nic.models.motion import Found, choose, search
 from nic.models.order import Layer, Place, coding_order
 from nic.models.prior import CELL, UNIT
 from nic.models.store import Model
-from nic.models.transforms import GREY, LATENT, bits_per_error
+from nic.models.transforms import GREY, LATENT
 from nic.models.video import BLOCK, predict
 from nic.motion import MotionTables, get_flag, get_motion, put_flag, put_motion
 from nic.windows import cell_slices, latent_grid, shrink
@@ -72,9 +72,9 @@ def encode_frame(
 ) -> CodedFrame:
     """Codes pixels [H, W, 3] uint8 from decoded references of that size, for each of which vectors were found."""
     target = to_frame(pixels, model.device)
-    worth = bits_per_error(torch.tensor([model.quality(level)], device=model.device), model.config)
+    worth = worth_of(model, level)
     known = [to_frame(frame, model.device) for frame in references]
-    field = choose(target, known, found, float(worth))
+    field = choose(target, known, found, worth)
     encoder = Encoder(entropy_tables(model))
     if known:
         put_motion(encoder, tables, field[0].permute(1, 2, 0).cpu().numpy(), len(known))
@@ -88,9 +88,7 @@ def encode_frame(
         finish_frame(model, words, target, prediction, latents, level)
         for words, latents in ((residual.cells[0], residual.latents), (plain, None))
     ]
-    return min(
-        tried, key=lambda frame: 8 * len(frame.words) + float(worth) * squared_error(pixels, frame.pixels) / 255**2
-    )
+    return min(tried, key=lambda frame: 8 * len(frame.words) + worth * squared_error(pixels, frame.pixels) / 255**2)
 
 
 @torch.no_grad()
@@ -99,7 +97,7 @@ def encode_residual(
 ) -> Coded:
     """What a prediction [1, 3, h, w] lacks of a target [1, 3, H, W], which may be smaller, behind words begun."""
     quality = torch.tensor([model.quality(level)], device=model.device)
-    worth, bits = bits_per_error(quality, model.config), number_bits(entropy_tables(model))
+    worth, bits = worth_of(model, level), number_bits(entropy_tables(model))
     height, width = target.shape[2:]
     margins = 0, prediction.shape[3] - width, 0, prediction.shape[2] - height
     lacking = F.pad(target, margins, mode="replicate") - prediction + GREY
@@ -127,9 +125,9 @@ def finish_frame(
     model: Model, words: Encoder, target: Tensor, prediction: Tensor, latents: Tensor | None, level: int
 ) -> CodedFrame:
     """The frame whose words lack only its filter."""
-    worth = bits_per_error(torch.tensor([model.quality(level)], device=model.device), model.config)
     images = prediction if latents is None else synthesize(model, latents, level, prediction)
-    adaptive = fit(images, target, (0, 0), worth, number_bits(entropy_tables(model)), grey=False)
+    bits = number_bits(entropy_tables(model))
+    adaptive = fit(images, target, (0, 0), worth_of(model, level), bits, grey=False)
     put_filter(words, adaptive)
     return CodedFrame(words.finish(), to_shown(images, adaptive, *target.shape[2:]), latents, prediction)
 

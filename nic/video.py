@@ -21,7 +21,7 @@ import torch
 from nic.bitstream.clip import Clip, ClipFile, Group, pack_end, pack_group, pack_origin, pack_start, salvage_clip
 from nic.bitstream.header import Header, Kind, Mode
 from nic.bitstream.limits import MAX_GROUP_PIXELS, MAX_GROUPS
-from nic.effort import check_options
+from nic.effort import check_options, worth_of
 from nic.encoder import level_at, psnr
 from nic.errors import BadFile, BadOutput, NicError, UsageError
 from nic.frames import (
@@ -40,7 +40,7 @@ from nic.models import store
 from nic.models.config import LEVELS
 from nic.models.fit import Sample, exponents, fit
 from nic.models.order import Layer, Place
-from nic.models.transforms import LATENT, bits_per_error
+from nic.models.transforms import LATENT
 from nic.output import replacing, unwritable
 from nic.refine import Refinement, refine
 from nic.weights import apply_weights, encode_weights, worth
@@ -216,8 +216,7 @@ class ClipEncoder:
             return
         middle = len(self.source.ticks) // self.length // 2 * self.length
         frames = [middle_of(pixels) for pixels in islice(self.source.frames(middle), min(TRIAL, self.length))]
-        quality = torch.tensor([self.model.quality(level)])
-        weight = bits_per_error(quality, self.model.config) / 255**2
+        weight = worth_of(self.model, level) / 255**2
 
         def cost(span: int) -> float:
             costs: list[float] = []
@@ -307,8 +306,7 @@ class ClipEncoder:
         images, prediction = (image[:, :, places[0], places[1]].half() for image in both)
         height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
         latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
-        bits = bits_per_error(quality, self.model.config)
-        return Sample(latents, images, prediction, height, width, quality, bits)
+        return Sample(latents, images, prediction, height, width, quality, worth_of(self.model, level))
 
 
 def middle_of(pixels: np.ndarray) -> np.ndarray:
