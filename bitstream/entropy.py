@@ -42,15 +42,13 @@ class Tables:
 
     def batches(self, classes: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.intp]]]:
         """The classes present, ascending, each with the ascending positions that it has in `classes`."""
-        counts = np.bincount(classes, minlength=len(self.bits))
-        if len(counts) > len(self.bits):
-            raise ValueError(f"class {len(counts) - 1} has no table; there are {len(self.bits)}")
-        (present,) = counts.nonzero()
-        sizes = counts[present].tolist()
-        starts = itertools.accumulate(sizes, initial=0)
         positions = classes.argsort(kind="stable")
-        every = zip(present.tolist(), starts, sizes, strict=False)
-        return ((index, positions[start : start + size]) for index, start, size in every)
+        ordered = classes[positions]
+        if len(ordered) and ordered[-1] >= len(self.bits):
+            raise ValueError(f"class {ordered[-1]} has no table; there are {len(self.bits)}")
+        starts = (ordered[1:] != ordered[:-1]).nonzero()[0] + 1
+        bounds = [0, *starts.tolist(), len(ordered)] if len(ordered) else [0]
+        return ((int(ordered[start]), positions[start:stop]) for start, stop in itertools.pairwise(bounds))
 
 
 class Encoder:

@@ -23,8 +23,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     their relative names, the files whose suffix in lower case is in `wanted`.
 
     Raises UsageError for contradictory arguments, two sources with one target, a source that is its own target, or a
-    folder that is called like a file, BadInput for a folder without files, BadOutput for an output folder that is
-    none.
+    folder that is called like a file, BadOutput for an output folder that is none. A folder without such files becomes a source without a target (""), which ``read`` refuses.
     """
     from PIL import Image
 
@@ -47,6 +46,8 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     if "-" in paths:
         raise UsageError("stdin (-) has no name: give IN and OUT instead of -o")
     found = [(source, Path(folder, relative)) for path in paths for source, relative in expand(Path(path), wanted)]
+    empty = {source: "" for source, _ in found if os.path.isdir(source)}
+    found = [(source, place) for source, place in found if source not in empty]
     names = Counter(renamed(place, suffix) for _, place in found)
     targets: dict[str, str] = {}
     sources: dict[str, str] = {}
@@ -57,7 +58,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
             raise UsageError(f"{sources[target]} and {source} would both become {target}")
         check_apart(source, target)
         targets[source], sources[target] = target, source
-    return targets
+    return targets | empty
 
 
 def check_names(paths: Sequence[str]) -> None:
@@ -79,28 +80,30 @@ def check_apart(source: str, target: str) -> None:
 
 
 def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
-    """(source, name relative to the output folder) of a file, or of the wanted files in a folder."""
+    """(source, name relative to the output folder) of a file, or of the wanted files in a folder, or of one without."""
     if not os.path.isdir(path):  # pathlib's raises for names that are too long, and behind folders that are closed
         yield str(path), Path(path.name)
         return
     files = sorted(file for file in path.rglob("*") if os.path.isfile(file))
     found = [file for file in files if file.suffix.lower() in wanted]
     if not found:
-        raise BadInput(f"{path}: no file in it has one of the suffixes {' '.join(sorted(wanted))}")
-    if len(found) < len(files):
+        yield str(path), path
+    elif len(found) < len(files):
         report(f"nic: {path}: {len(files) - len(found)} file(s) with other suffixes are left out")
     for file in found:
         yield str(file), file.relative_to(path)
 
 
 def nic_files(paths: Sequence[str]) -> list[str]:
-    """The paths as they are, for a folder the .nic files in it; raises BadInput for a folder without any."""
+    """The paths as they are, for a folder the .nic files in it, or if there are none the folder itself."""
     check_names(paths)
     return [source for path in paths for source, _ in ([(path, "")] if path == "-" else expand(Path(path), {".nic"}))]
 
 
 def read(source: str) -> bytes:
-    """All bytes of a file, or of stdin for `-`. Raises BadInput."""
+    """All bytes of a file, or of stdin for `-`. Raises BadInput, also for a folder: those with files are expanded."""
+    if os.path.isdir(source):
+        raise BadInput("no file in this folder has a suffix that is read here")
     try:
         return b"".join(stdin_blocks()) if source == "-" else Path(source).read_bytes()
     except OSError as error:

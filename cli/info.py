@@ -8,7 +8,7 @@ import click
 
 from nic.cli.files import nic_files, read
 from nic.cli.jobs import for_each
-from nic.errors import BadFile
+from nic.errors import BadFile, NicError
 
 __all__ = ["info"]
 
@@ -22,7 +22,12 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
     from nic.describe import describe
 
     def show(source: str) -> None:
-        description = {"file": source, **describe(read(source))}
+        try:
+            description = {"file": source, **describe(read(source))}
+        except NicError as error:
+            if as_json:
+                click.echo(json.dumps({"file": source, "problems": [str(error)]}))
+            raise
         click.echo(json.dumps(description) if as_json else _text(description))
         if description["problems"]:
             raise BadFile(description["problems"][0])

@@ -43,12 +43,16 @@ class Blocks:
         line = torch.arange(BLOCK, device=frame.device)
         self.inside = line[:, None] * grey.shape[3] + line
 
-    def at(self, vectors: Tensor) -> Tensor:
-        """Blocks [h, w, BLOCK, BLOCK] in 0 to 255 along vectors, int [1, 2, h, w]; the frame's borders go on."""
-        x, y = vectors[0]
+    def at(self, vectors: Tensor, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Blocks [..., BLOCK, BLOCK] in 0 to 255 along vectors, int [2, ...]; the frame's borders go on.
+
+        places: rows and columns of the blocks that vectors [2, n] are for; without, these are [2, h, w].
+        """
+        x, y = vectors
+        rows, columns = (self.rows[places[0], 0], self.columns[places[1]]) if places else (self.rows, self.columns)
         height, width = self.phases.shape[1:]
-        row = (self.rows + (y >> 2)).clamp_(0, height - BLOCK)
-        column = (self.columns + (x >> 2)).clamp_(0, width - BLOCK)
+        row = (rows + (y >> 2)).clamp_(0, height - BLOCK)
+        column = (columns + (x >> 2)).clamp_(0, width - BLOCK)
         corner = ((4 * (y & 3) + (x & 3)) * height + row) * width + column
         return self.phases.take(corner[..., None, None] + self.inside).float()
 
@@ -78,7 +82,7 @@ def search(current: Tensor, reference: Tensor) -> Found:
         step = 2 * shrink
         while tries:
             for tried in tries:
-                errors = (source.at(enlarged(tried, size)) - wanted).square().mean(dim=(2, 3))
+                errors = (source.at(enlarged(tried, size)[0]) - wanted).square().mean(dim=(2, 3))
                 error = total(errors[None, None], size)
                 better = error < best
                 best, vectors = torch.where(better, error, best), torch.where(better, tried, vectors)
@@ -169,18 +173,21 @@ class Choice:
         return float(self.cost.sum()) + EDGE_BITS / 2 * float(borders(self.field, 1).sum())
 
     def cost_of(self, field: Tensor) -> Tensor:
-        """What the error of each block will cost in bits, [1, 1, h, w].
+        """What the error of each block of a field [1, 5, h, w] will cost in bits: [1, 1, h, w]."""
+        return self.costs(field[0], self.current)[None, None]
 
-        Its residual is coded: bits grow with the logarithm of its energy, slower than the error itself.
+    def costs(self, states: Tensor, current: Tensor, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What the errors of blocks in states [5, ...] will cost in bits; places: as for ``Blocks.at``.
+
+        Their residual is coded: bits grow with the logarithm of its energy, slower than the error itself.
         """
-        fetched = [source.at(field[:, 2 * i : 2 * i + 2]) for i, source in enumerate(self.references)]
-        prediction, counted = fetched[0], field[0, 4, :, :, None, None]
+        fetched = [source.at(states[2 * i : 2 * i + 2], places) for i, source in enumerate(self.references)]
+        prediction, counted = fetched[0], states[4, ..., None, None]
         if len(fetched) == 2:
             one = torch.where(counted == FIRST, fetched[0], fetched[1])
             prediction = torch.where(counted == BOTH, (fetched[0] + fetched[1]) / 2, one)
-        error = (prediction - self.current).square().mean(dim=(2, 3))
-        bits = COUNTED * 3 * BLOCK**2 * RESIDUAL_BITS * torch.log1p(error * (self.worth / RESIDUAL_BITS))
-        return bits[None, None]
+        error = (prediction - current).square().mean(dim=(-2, -1))
+        return COUNTED * 3 * BLOCK**2 * RESIDUAL_BITS * torch.log1p(error * (self.worth / RESIDUAL_BITS))
 
     def best_vectors(self, vectors: list[Tensor], size: int) -> Tensor:
         """States of squares with the vectors that fit them best, both of them or one."""
@@ -199,13 +206,21 @@ class Choice:
         """Squares take the states int [1, 5, h / n, w / n] where that costs less; ``bits`` more than their borders."""
         size = self.field.shape[2] // states.shape[2]
         filled = enlarged(states, size)
-        cost = self.cost_of(filled)
+        other = (filled != self.field).any(dim=1)[0]
+        places = other.nonzero(as_tuple=True)
+        cost = self.cost.clone()
+        cost[0, 0, other] = self.costs(filled[0, :, other], self.current[other], places)
         row, column = (torch.arange(side, device=states.device) for side in states.shape[2:])
+        gain = None
         for parity in (0, 1):  # squares side by side would each count on the other's old state
-            gain = total(self.cost - cost, size) - bits
-            gain += EDGE_BITS * (borders(self.field, size) - borders_if(self.field, filled, size))
-            taken = enlarged((gain > 0) & ((row[:, None] + column) % 2 == parity), size)
-            self.field, self.cost = torch.where(taken, filled, self.field), torch.where(taken, cost, self.cost)
+            if gain is None:
+                gain = total(self.cost - cost, size) - bits
+                gain += EDGE_BITS * (borders(self.field, size) - borders_if(self.field, filled, size))
+            taken = (gain > 0) & ((row[:, None] + column) % 2 == parity)
+            if taken.any():
+                taken = enlarged(taken, size)
+                self.field, self.cost = torch.where(taken, filled, self.field), torch.where(taken, cost, self.cost)
+                gain = None
 
 
 def just_beside(field: Tensor, size: int, down: int, right: int) -> Tensor:

@@ -22,6 +22,7 @@ HALF = STATES // 2  # states from here on take the odd codebook
 STATE, PARITY = np.mgrid[:STATES, :2]
 # The next state after an even and after an odd symbol.
 NEXT = (2 * STATE % STATES) ^ (57 * (STATE >= HALF)) ^ (106 * PARITY)
+TAKES_ODD = (STATE[:, 0] >= HALF).astype(np.uint8)
 # Each state's two predecessors, and what was taken there: two times the codebook plus the symbol's parity.
 BEFORE = np.stack([STATE[NEXT == state] for state in range(STATES)])
 TAKEN = np.stack([(2 * (STATE >= HALF) + PARITY)[NEXT == state] for state in range(STATES)])
@@ -45,8 +46,8 @@ class Walk:
         self.states = np.zeros(width, int)
 
     def odd(self, count: int) -> np.ndarray:
-        """Which of the first ``count`` trellises take their odd codebook next: bool [count]."""
-        odd: np.ndarray = self.states[:count] >= HALF
+        """Which of the first ``count`` trellises take their odd codebook next: uint8 [count], 0 or 1."""
+        odd: np.ndarray = TAKES_ODD[self.states[:count]]
         return odd
 
     def go(self, symbols: np.ndarray) -> None:

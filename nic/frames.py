@@ -203,14 +203,18 @@ class GroupMotion:
     found: list[list[Found]]
 
     @classmethod
-    def search(cls, model: Model, frames: list[np.ndarray], span: int) -> "GroupMotion":
-        """Block matching between the original frames."""
+    def search(
+        cls, model: Model, frames: list[np.ndarray], span: int, known: dict[tuple[int, int], Found] | None = None
+    ) -> "GroupMotion":
+        """Block matching between the original frames; known: what is known of pairs of them, to which more comes."""
         order = coding_order(len(frames), span)
-        found = []
+        known = {} if known is None else known
         for place in order:  # as floats, all frames of a group would take gigabytes
-            current, *references = (to_frame(frames[i], model.device) for i in (place.frame, *place.references))
-            found.append([search(current, reference) for reference in references])
-        return cls(order, found)
+            for index in place.references:
+                if (place.frame, index) not in known:
+                    pair = (to_frame(frames[i], model.device) for i in (place.frame, index))
+                    known[place.frame, index] = search(*pair)
+        return cls(order, [[known[place.frame, index] for index in place.references] for place in order])
 
 
 def encode_group(

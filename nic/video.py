@@ -39,6 +39,7 @@ from nic.media import Source, part_of
 from nic.models import store
 from nic.models.config import LEVELS
 from nic.models.fit import Sample, exponents, fit
+from nic.models.motion import Found
 from nic.models.order import Layer, Place
 from nic.models.transforms import LATENT
 from nic.output import replacing, unwritable
@@ -49,7 +50,7 @@ __all__ = ["EFFORTS", "Effort", "Encoded", "Progress", "compress", "decode_frame
 
 GROUP = 48  # frames
 SPANS = (8, 4, 2)  # frames between forward frames: few where much moves
-TRIAL = 17  # frames that are coded to choose among them
+TRIAL = 17  # frames that are coded to choose among them, at more than the lowest effort
 TRIAL_SIDE = 640  # pixels, of their middles
 # How much better, in quality levels, key, forward and middle frames are than leaves: others are predicted from them.
 ABOVE = {Layer.KEY: 70, Layer.FORWARD: 52, Layer.MIDDLE: 28, Layer.LEAF: 0}
@@ -62,14 +63,18 @@ OVERHEAD = 4  # bytes of a frame besides its words
 
 @dataclass(frozen=True)
 class Effort:
-    """What an effort means: epochs of fitting the network, and iterations of refining each frame's latents."""
+    """What an effort means: epochs of fitting the network, and iterations of refining each frame's latents.
+
+    trial: frames that are coded to choose the span.
+    """
 
     epochs: int
     iterations: int
+    trial: int = TRIAL
 
 
 EFFORTS = {
-    1: Effort(0, 0),
+    1: Effort(0, 0, 9),
     2: Effort(0, 1),
     3: Effort(0, 2),
     4: Effort(0, 3),
@@ -210,13 +215,14 @@ class ClipEncoder:
     def choose_span(self, level: int) -> None:
         """Sets the span of least rate-distortion cost at a level, judged by some frames of the group in the middle.
 
-        Groups of a few frames keep the longest.
+        Spans are tried from the longest on, while that helps. Groups of a few frames keep the longest.
         """
         if self.length <= max(SPANS):
             return
         middle = len(self.source.ticks) // self.length // 2 * self.length
-        frames = [middle_of(pixels) for pixels in islice(self.source.frames(middle), min(TRIAL, self.length))]
+        frames = [middle_of(pixels) for pixels in islice(self.source.frames(middle), min(self.effort.trial, self.length))]
         weight = worth_of(self.model, level) / 255**2
+        known: dict[tuple[int, int], Found] = {}
 
         def cost(span: int) -> float:
             costs: list[float] = []
@@ -224,11 +230,15 @@ class ClipEncoder:
             def add(place: Place, frame: CodedFrame) -> None:
                 costs.append(8 * len(frame.words) + weight * squared_error(frames[place.frame], frame.pixels))
 
-            motion = GroupMotion.search(self.model, frames, span)
+            motion = GroupMotion.search(self.model, frames, span, known)
             encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0, add)
             return sum(costs)
 
-        self.span = min(SPANS, key=cost)
+        least = math.inf
+        for span in SPANS:
+            if (found := cost(span)) >= least:
+                break
+            least, self.span = found, span
 
     def sampled(self) -> list[tuple[list[np.ndarray], GroupMotion]]:
         """The groups that stand for the video: evenly spread, or all."""
