@@ -22,8 +22,9 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
     become a.png) or, where two sources would have one target, behind it; from a folder come, recursively and under
     their relative names, the files whose suffix in lower case is in `wanted`.
 
-    Raises UsageError for contradictory arguments, two sources with one target, a source that is its own target, or a
-    folder that is called like a file, BadOutput for an output folder that is none. A folder without such files becomes a source without a target (""), which ``read`` refuses.
+    A folder without such files becomes a source without a target (""), which ``read`` refuses. Raises UsageError for
+    contradictory arguments, two sources with one target, a source that is its own target, or a folder that is called
+    like a file, BadOutput for an output folder that is none.
     """
     from PIL import Image
 
@@ -45,7 +46,7 @@ def plan(paths: Sequence[str], folder: str | None, suffix: str, wanted: Collecti
         raise UsageError(f"-o takes a folder, and {folder} looks like a file: give IN and OUT, without -o")
     if "-" in paths:
         raise UsageError("stdin (-) has no name: give IN and OUT instead of -o")
-    found = [(source, Path(folder, relative)) for path in paths for source, relative in expand(Path(path), wanted)]
+    found = [(source, Path(folder, relative)) for path in paths for source, relative in expand_some(Path(path), wanted)]
     empty = {source: "" for source, _ in found if os.path.isdir(source)}
     found = [(source, place) for source, place in found if source not in empty]
     names = Counter(renamed(place, suffix) for _, place in found)
@@ -80,24 +81,36 @@ def check_apart(source: str, target: str) -> None:
 
 
 def expand(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
-    """(source, name relative to the output folder) of a file, or of the wanted files in a folder, or of one without."""
+    """(source, name relative to the output folder) of a file, or of the wanted files in a folder.
+
+    Raises BadInput for a folder without any.
+    """
     if not os.path.isdir(path):  # pathlib's raises for names that are too long, and behind folders that are closed
         yield str(path), Path(path.name)
         return
     files = sorted(file for file in path.rglob("*") if os.path.isfile(file))
     found = [file for file in files if file.suffix.lower() in wanted]
     if not found:
-        yield str(path), path
-    elif len(found) < len(files):
+        raise BadInput(f"{path}: no file in it has one of the suffixes {' '.join(sorted(wanted))}")
+    if len(found) < len(files):
         report(f"nic: {path}: {len(files) - len(found)} file(s) with other suffixes are left out")
     for file in found:
         yield str(file), file.relative_to(path)
 
 
+def expand_some(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """The same; of a folder without any, the folder itself."""
+    try:
+        yield from expand(path, wanted)
+    except BadInput:
+        yield str(path), path
+
+
 def nic_files(paths: Sequence[str]) -> list[str]:
     """The paths as they are, for a folder the .nic files in it, or if there are none the folder itself."""
     check_names(paths)
-    return [source for path in paths for source, _ in ([(path, "")] if path == "-" else expand(Path(path), {".nic"}))]
+    kept = ([(path, "")] if path == "-" else expand_some(Path(path), {".nic"}) for path in paths)
+    return [source for found in kept for source, _ in found]
 
 
 def read(source: str) -> bytes:

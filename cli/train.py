@@ -325,7 +325,14 @@ def recovery(**run: Any) -> None:
 @config_option("refiner")
 @click.option("--fidelity", default="fidelity", show_default=True, help="Installed model, or weight file.")
 @click.option("--extreme", default="extreme", show_default=True, help="Installed model, or weight file.")
-@click.option("--start-from", type=EXISTING, help="Checkpoint (.pt) of an earlier run to go on from.")
+@click.option(
+    "--start-from", type=EXISTING, help="Refiner to go on from: a checkpoint (.pt) or a weight file (.safetensors)."
+)
+@click.option(
+    "--latents",
+    type=EXISTING,
+    help="Folder of nic train latents of the fidelity model: what its search makes, instead of one pass.",
+)
 @perceptual_options
 @tuning_options
 @note_option

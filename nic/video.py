@@ -215,12 +215,13 @@ class ClipEncoder:
     def choose_span(self, level: int) -> None:
         """Sets the span of least rate-distortion cost at a level, judged by some frames of the group in the middle.
 
-        Spans are tried from the longest on, while that helps. Groups of a few frames keep the longest.
+        Groups of a few frames keep the longest.
         """
         if self.length <= max(SPANS):
             return
         middle = len(self.source.ticks) // self.length // 2 * self.length
-        frames = [middle_of(pixels) for pixels in islice(self.source.frames(middle), min(self.effort.trial, self.length))]
+        tried = islice(self.source.frames(middle), min(self.effort.trial, self.length))
+        frames = [middle_of(pixels) for pixels in tried]
         weight = worth_of(self.model, level) / 255**2
         known: dict[tuple[int, int], Found] = {}
 
@@ -234,11 +235,7 @@ class ClipEncoder:
             encode_group(self.model, frames, motion, lambda layer: above(level, layer), 0, add)
             return sum(costs)
 
-        least = math.inf
-        for span in SPANS:
-            if (found := cost(span)) >= least:
-                break
-            least, self.span = found, span
+        self.span = min(SPANS, key=cost)
 
     def sampled(self) -> list[tuple[list[np.ndarray], GroupMotion]]:
         """The groups that stand for the video: evenly spread, or all."""

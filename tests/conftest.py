@@ -1,5 +1,6 @@
 """Pictures for every test. The photographs come with scikit-image, so that no third party's picture is committed."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -10,12 +11,21 @@ import skimage.data
 import skimage.io
 import torch
 
+from nic.cli.jobs import cores
 from nic.models.training.perceptual import LAYERS, STAGES
 
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # that commands inherit, even if a background shell ignores it
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return cores()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 
 from nic.cli import files, jobs
 from nic.cli.main import cli
-from nic.errors import BadInput, BadOutput, NicError, UsageError
+from nic.errors import BadOutput, NicError, UsageError
 from nic.progress import advance, expect
 
 NIC = [sys.executable, "-m", "nic"]
@@ -285,6 +285,20 @@ def test_folders_of_files_are_checked_and_shown(pictures: Path, tmp_path: Path) 
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path / 'a.nic'}: OK\n{tmp_path / 'sub' / 'b.nic'}: OK\n"
     assert len(nic("info", "--json", tmp_path / "sub", tmp_path / "a.nic").stdout.splitlines()) == 2
+
+
+def test_folders_with_nothing_in_them_do_not_stop_the_others(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    for command, source in (("compress", "photo.png"), ("decompress", "photo.nic")):
+        result = nic(command, tmp_path / "nothing", pictures / source, "-o", tmp_path / command, "--quiet")
+        assert result.exit_code == 3
+        assert re.fullmatch(rf"nic: {tmp_path}/nothing: no file in this folder .*\n", result.stderr)
+        assert len(list((tmp_path / command).iterdir())) == 1
+    missing, broken = tmp_path / "missing.nic", pictures / "text.nic"
+    result = nic("info", "--json", tmp_path / "nothing", missing, broken, pictures / "photo.nic")
+    told = {line["file"]: line["problems"] for line in map(json.loads, result.stdout.splitlines())}
+    assert result.exit_code == 3 and len(told) == 4
+    assert "No such file" in told[str(missing)][0] and "not a .nic file" in told[str(broken)][0]
 
 
 def test_models() -> None:
