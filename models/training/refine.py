@@ -148,13 +148,8 @@ def train(
     seen, coder = Perceptual(perceptual, dists_weight).to(where), Coder(*codecs, where, latents)
     model = Refiner(config).to(where, memory_format=torch.channels_last)
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
-    if start_from and start_from.suffix == ".safetensors":
-        take_over(model, store.load_refiner(start_from).state_dict(), start_from)
-    elif start_from:
-        earlier, _ = read_checkpoint(start_from, RefinerConfig, where)
-        take_over(model, earlier["average"], start_from)
-        if adversary and "adversary" in earlier:
-            take_over(adversary, earlier["adversary"], start_from)
+    if start_from:
+        go_on_from(start_from, model, adversary)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         originals, decoded, quality, extremes = coder.pairs(photos, options.batch, options.crop)
@@ -184,6 +179,17 @@ def train(
             training.write({"validation": row})
     training.close()
     return checkpoint
+
+
+def go_on_from(path: Path, model: Refiner, adversary: Adversary | None) -> None:
+    """Takes over the weights of a weight file, or the averaged ones of a checkpoint and its adversary's."""
+    if path.suffix == ".safetensors":
+        take_over(model, store.load_refiner(path).state_dict(), path)
+        return
+    earlier, _ = read_checkpoint(path, RefinerConfig)
+    take_over(model, earlier["average"], path)
+    if adversary and "adversary" in earlier:
+        take_over(adversary, earlier["adversary"], path)
 
 
 def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
