@@ -328,11 +328,6 @@ def recovery(**run: Any) -> None:
 @click.option(
     "--start-from", type=EXISTING, help="Refiner to go on from: a checkpoint (.pt) or a weight file (.safetensors)."
 )
-@click.option(
-    "--latents",
-    type=EXISTING,
-    help="Folder of nic train latents of the fidelity model: what its search makes, instead of one pass.",
-)
 @perceptual_options
 @tuning_options
 @note_option

@@ -61,24 +61,17 @@ def predict(references: list[Tensor], field: Tensor) -> Tensor:
         for columns, across_share in ((left, 1 - across), (right, across))
     ]
     prediction = torch.zeros(3, height * width, device=field.device)
-    vectors = states[:4].float() * VECTOR_UNIT
-    everywhere = torch.arange(height * width, device=field.device)
     for corner, (block, share) in enumerate(corners):
         for other, others_share in corners[corner + 1 :]:  # what several corners agree on is fetched once
             same = block == other
             share.addcmul_(others_share, same)
             others_share.masked_fill_(same, 0)
         for index, frame in enumerate(references):
-            counts = torch.tensor([0.5, index == 0, index == 1], device=field.device)[states[4].long()]
-            weight = share * counts[block]
-            places = weight.nonzero()[:, 0] if corner else everywhere  # the first corner counts nearly everywhere
-            x, y = vectors[2 * index : 2 * index + 2, block[places]]
+            weight = share * torch.tensor([0.5, index == 0, index == 1], device=field.device)[states[4].long()][block]
+            places = weight.nonzero()[:, 0]
+            x, y = states[2 * index : 2 * index + 2].float()[:, block[places]] * VECTOR_UNIT
             rows, columns = places // width + y, places % width + x
-            made = weight[places] * fetch(frame, rows[None], columns[None])[0, :, 0]
-            if corner:
-                prediction[:, places] += made
-            else:
-                prediction += made
+            prediction[:, places] += weight[places] * fetch(frame, rows[None], columns[None])[0, :, 0]
     return prediction.view(1, 3, height, width).clamp_(0, 1)
 
 

@@ -17,20 +17,14 @@ import nic
 from nic import codec, video, windows
 from nic.cli.main import cli
 from nic.decoder import decode_latents
-from nic.encoder import code_fidelity
 from nic.errors import UnknownModel, UsageError
 from nic.loaded import load_model
 from nic.media import ClipWriter
 from nic.models import store
 from nic.models.refiner import euler
-from nic.models.training.data import Photos
 from nic.models.training.perceptual import Lpips
-from nic.models.training.refine import Coder
-from nic.models.training.synthesis import Shard, write_shard
 from nic.pixels import Picture
 from nic.refine import Refinement, noise, refine
-from nic.searched import to_row
-from nic.windows import synthesize
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 
@@ -241,26 +235,6 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
     for start in (tmp_path / "run" / "last.pt", tmp_path / "out.safetensors"):
         result = run(*command, "-o", tmp_path / start.suffix[1:], "--start-from", start)
         assert result.exit_code == 0, result.output
-
-
-def test_pairs_of_searched_latents_are_what_files_decode_to(original: np.ndarray, tmp_path: Path) -> None:
-    model, extreme = (Path(store.find(name)["path"]) for name in (store.FIDELITY, store.EXTREME))
-    level, pixels = 60, np.tile(original, (2, 2, 1))[:256, :256].copy()
-    fidelity = store.load_from(model, "cpu")
-    assert isinstance(fidelity, store.Model)
-    coded = code_fidelity(fidelity, pixels, level, 1, 0)
-    row = to_row(coded.latents, pixels, level, None)
-    write_shard(tmp_path / "0000.safetensors", Shard.of([row]), fidelity.id)
-    coder = Coder(model, extreme, torch.device("cpu"), tmp_path)
-    photos = Photos([skimage.data.coffee()[:300, :300]], torch.device("cpu"))
-    originals, decoded, quality, extremes = coder.pairs(photos, 8, 256)
-    assert {0 < int((~extremes).sum()), (quality[~extremes] == level / 4).all().item()} == {True}
-    file = synthesize(fidelity, coded.latents, level, 3, 8, filters=coded.filters)
-    plain = synthesize(fidelity, coded.latents, level, 3, 8)
-    for image, its_original in zip(decoded[~extremes], originals[~extremes], strict=True):
-        assert np.array_equal(torch.round(255 * its_original).byte().permute(1, 2, 0).numpy(), pixels)
-        made = torch.round(255 * image).byte().permute(1, 2, 0).numpy().astype(int)
-        assert np.abs(made - file).max() <= 1 < np.abs(made - plain.astype(int)).max()
 
 
 @pytest.mark.parametrize("steps", [1, 3])

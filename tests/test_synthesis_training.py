@@ -71,7 +71,7 @@ def test_frames_are_kept_with_their_predictions(tmp_path: Path) -> None:
     rows = searched.frames_of(model, clip, random.Random(2))
     assert rows[0].prediction is not None and (rows[0].prediction == 0.5).all()
     write_shard(tmp_path / "0000.safetensors", Shard.of(rows), model.id)
-    images, *inputs = Searched(tmp_path, model.id).batch(8, torch.device("cpu"))
+    images, *inputs = Searched(tmp_path, model).batch(8, torch.device("cpu"))
     assert images.shape == (8, 3, 128, 128) and len(set(inputs[1].tolist())) > 1
     with torch.no_grad():
         errors = (model.synthesis(*inputs) - images).square().mean(dim=(1, 2, 3))

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nic.errors import UsageError
 from nic.models import store
-from nic.models.adaptive import COEFFICIENT_MAX, fit
 from nic.models.codec import ImageCodec
 from nic.models.config import RefinerConfig, TrainConfig
 from nic.models.extreme import book_quality, nearest
@@ -24,9 +22,7 @@ from nic.models.training.loop import Training, is_first, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
 from nic.models.training.start import read_start, take_over
-from nic.models.training.synthesis import SIDE, Searched
-from nic.models.transforms import LATENT, QUALITY_INDICES, bits_per_error
-from nic.models.vq import ESCAPE_MAX
+from nic.models.transforms import LATENT, QUALITY_INDICES
 
 __all__ = ["Coder", "evaluate", "export", "train"]
 
@@ -38,54 +34,14 @@ EXTREME_SHARE = 1 / 4  # of the crops
 class Coder:
     """What the decoders of both modes give for pictures, without making files."""
 
-    def __init__(self, fidelity: Path, extreme: Path, device: torch.device, latents: Path | None = None) -> None:
-        """Weight files of the two modes; latents: a folder of ``nic train latents``.
-
-        Raises BadInput for latents of another model.
-        """
+    def __init__(self, fidelity: Path, extreme: Path, device: torch.device) -> None:
+        """Weight files of the two modes."""
         state, config = read_start(fidelity)
         self.fidelity = ImageCodec(config)
         self.fidelity.load_state_dict(state)
         self.fidelity.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.fidelity.codebooks = store.read_codebooks(fidelity).to(device)
         self.extreme = store.load_extreme(extreme, str(device))
-        self.searched = Searched(latents, store.load_from(fidelity, str(device)).id) if latents else None
-
-    def seed(self, seed: int) -> None:
-        """Starts another sequence of pairs."""
-        if self.searched:
-            self.searched.seed(seed)
-
-    def pairs(self, photos: Photos, count: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Photographs and what decoders make of them, both [count, 3, size, size], quality [count], extreme [count].
-
-        Of fidelity mode, where there are latents of an encoder's search: what these decode to.
-        """
-        originals = photos.crops(count, size)
-        quality, extreme = self.qualities(count, originals.device)
-        if not self.searched or extreme.all():
-            return originals, self.decoded(originals, quality, extreme), quality, extreme
-        decoded, rows = torch.empty_like(originals), ~extreme
-        images, latents, quality[rows], _ = self.searched.batch(int(rows.sum()), originals.device, LOW)
-        top, left = torch.randint(SIDE - size + 1, (2,)).tolist()
-        part = slice(top, top + size), slice(left, left + size)
-        originals[rows] = images[:, :, *part]
-        decoded[rows] = self.filtered(latents, images, quality[rows])[:, :, *part]
-        decoded[extreme] = self.decoded(originals[extreme], quality[extreme], extreme[extreme])
-        return originals, decoded, quality, extreme
-
-    @torch.no_grad()
-    def filtered(self, latents: Tensor, originals: Tensor, quality: Tensor) -> Tensor:
-        """Decoded images, to 8 bits, each behind the adaptive filter that an encoder sends for it."""
-        books = self.fidelity.codebooks
-        assert books is not None
-        bits = books.escape_bits[ESCAPE_MAX - COEFFICIENT_MAX : ESCAPE_MAX + COEFFICIENT_MAX + 1].cpu().numpy()
-        with torch.autocast(latents.device.type, enabled=False):
-            images = self.fidelity.synthesis(latents, quality)
-        for image, original, its_quality in zip(images[:, None], originals[:, None], quality[:, None], strict=True):
-            worth = bits_per_error(its_quality, self.fidelity.config)
-            image.copy_(fit(image, original, (0, 0), worth, bits, grey=False)(image))
-        return torch.round(images.clamp(0, 1) * 255) / 255
 
     @torch.no_grad()
     def decoded(self, images: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
@@ -126,7 +82,6 @@ def train(
     device: str = "cpu",
     workers: int = 2,
     start_from: Path | None = None,
-    latents: Path | None = None,
     bfloat16: bool = False,
     adversary_weight: float = 0.0,
     dists_weight: float = 0.0,
@@ -134,25 +89,23 @@ def train(
     """Trains for ``minutes`` of wall-clock and returns the final checkpoint; ``run`` as in ``Training.fit``.
 
     perceptual: the folder of LPIPS's weights, and DISTS's. codecs: weight files of the fidelity and of the extreme
-    mode. start_from: a weight file, or a checkpoint of an earlier run, whose adversary goes on, too. latents: a folder
-    of ``nic train latents``, for pairs of fidelity mode as its search makes them. bfloat16: the precision of
-    convolutions. adversary_weight: of the adversarial loss; with 0 there is none. dists_weight: of DISTS. Raises
-    UsageError for crops larger than those that the latents are of.
+    mode. start_from: a weight file, or a checkpoint of an earlier run, whose adversary goes on, too. bfloat16: the
+    precision of convolutions. adversary_weight: of the adversarial loss; with 0 there is none. dists_weight: of DISTS.
     """
-    if latents and options.crop > SIDE:
-        raise UsageError(f"latents are of crops of {SIDE}x{SIDE} pixels: use --crop {SIDE} or less")
     training = Training(run, minutes, options, device, bfloat16)
     where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
     validation = read_photos(data, "val", workers)[:16] if training.first else []
-    seen, coder = Perceptual(perceptual, dists_weight).to(where), Coder(*codecs, where, latents)
+    seen, coder = Perceptual(perceptual, dists_weight).to(where), Coder(*codecs, where)
     model = Refiner(config).to(where, memory_format=torch.channels_last)
     adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
     if start_from:
         go_on_from(start_from, model, adversary)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        originals, decoded, quality, extremes = coder.pairs(photos, options.batch, options.crop)
+        originals = photos.crops(options.batch, options.crop)
+        quality, extremes = coder.qualities(options.batch, where)
+        decoded = coder.decoded(originals, quality, extremes)
         time = ((torch.rand(options.batch, device=where) - AT_START) / (1 - AT_START)).clamp(min=0)
         start = decoded + NOISE * torch.randn_like(decoded)
         with torch.no_grad():  # states are on the line to its own picture, as they will be in use
@@ -168,12 +121,7 @@ def train(
         return total, parts
 
     learning = [(model, 1.0), (adversary, LEARNING_RATE)] if adversary else [(model, 1.0)]
-
-    def seed(number: int) -> None:
-        photos.seed(number)
-        coder.seed(number)
-
-    checkpoint = training.fit(model, optimizers_of(learning, options), loss, seed, config, adversary)
+    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
     if validation:
         for row in evaluate(model.eval(), coder, validation, seen.lpips):
             training.write({"validation": row})

@@ -24,7 +24,7 @@ from nic.models.training.soap import optimizers_of
 from nic.models.training.start import new_weight, take_over
 from nic.models.transforms import GREY, Synthesis, lambda_of
 
-__all__ = ["SIDE", "Row", "Searched", "Shard", "train", "write_shard"]
+__all__ = ["SIDE", "Row", "Shard", "train", "write_shard"]
 
 SIDE = 256  # pixels of a crop
 SLOW = 0.05  # learning rate of all else, which has learned before, relative to a post-filter's
@@ -77,29 +77,24 @@ def read_shard(path: Path, coded_by: bytes) -> Shard:
 class Searched:
     """All rows of a folder of shards."""
 
-    def __init__(self, folder: Path, coded_by: bytes) -> None:
-        """Raises BadInput where there are none, or those of another model than the one of this id."""
-        shards = [read_shard(path, coded_by) for path in sorted(folder.glob("*.safetensors"))]
+    def __init__(self, folder: Path, model: store.Model) -> None:
+        """Raises BadInput where there are none, or those of another model."""
+        shards = [read_shard(path, model.id) for path in sorted(folder.glob("*.safetensors"))]
         if not shards:
             raise BadInput(f"no latents in {folder}: make some with nic train latents")
-        places = [(shard, row) for shard in shards for row in range(len(shard.level))]
-        self.places = sorted(places, key=lambda place: int(place[0].level[place[1]]))
+        self.places = [(shard, row) for shard in shards for row in range(len(shard.level))]
         self.seed(0)
 
     def seed(self, seed: int) -> None:
         """Starts another sequence of batches."""
         self.random = np.random.default_rng(seed)
 
-    def batch(
-        self, count: int, device: torch.device, power: float = 1.0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    def batch(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
         """What the synthesis is to make, images [count, 3, SIDE, SIDE] in [0, 1], and its inputs.
 
-        These are latents [count, M, h, w] in steps, quality [count] in [0, 63], and the prediction. power: of a uniform
-        number that the places of rows follow, from the lowest quality on.
+        These are latents [count, M, h, w] in steps, quality [count] in [0, 63], and the prediction.
         """
-        drawn = len(self.places) * self.random.random(count) ** power
-        chosen = [self.places[int(place)] for place in drawn]
+        chosen = [self.places[place] for place in self.random.integers(len(self.places), size=count)]
 
         def column(name: str) -> Tensor:
             return torch.from_numpy(np.stack([getattr(shard, name)[row] for shard, row in chosen])).to(device)
@@ -132,7 +127,7 @@ def train(
     added = {name: getattr(config, name) for name in ("filter", "filter_blocks")}
     if dataclasses.replace(model.config, **added) != config:
         raise UsageError(f"{weights} is of another config: it may only lack a post-filter")
-    searched = Searched(latents, model.id)
+    searched = Searched(latents, model)
     synthesis, known = Synthesis(config), model.synthesis.state_dict()
     fresh = {name: new_weight(name, value) for name, value in synthesis.state_dict().items() if name not in known}
     take_over(synthesis, known | fresh, weights)
