@@ -181,8 +181,6 @@ class Options:
 def _compress_one(source: str, target: str, options: Options) -> Done:
     from nic.media import part_of
 
-    if os.path.isdir(source):
-        read(source)  # says what is wrong
     is_video = _is_video(source)
     begun = options.resume and is_video and os.path.isfile(part_of(target))  # it was to replace what is there
     if options.resume and os.path.isfile(target) and not begun:

@@ -82,6 +82,7 @@ def test_masked_groups_are_coded_as_expected(model: store.Model) -> None:
         decoded = put_groups(model, encoder, groups, classes, rate)
         sizes.append(len(encoder.finish()))
     assert (decoded != 0).float().mean() < 0.02  # on a trellis' way to where zeros cost least
+    assert decoded.abs().max() < UNIT
     assert sizes[1] < sizes[0] / 2
 
 
