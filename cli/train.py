@@ -119,7 +119,8 @@ perceptual_options = together(
         type=Real(0),
         default=0.0,
         metavar="WEIGHT",
-        help="Weight of the loss to a discriminator that learns at the same time; by default there is none.",
+        help="Weight of the loss to a discriminator that learns at the same time and sees what DISTS does; by default"
+        " there is none.",
     ),
 )
 START_HELP = "Checkpoint (.pt), its averaged weights, or weight file (.safetensors) to start from."

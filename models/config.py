@@ -4,7 +4,7 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 __all__ = [
     "CONFIGS",
@@ -77,6 +77,9 @@ class RefinerConfig:
     deep: int  # at 1/16 resolution
     deep_blocks: int  # residual blocks there
     mse: float  # weight of the mean squared error (pixels in [0, 1]); LPIPS has weight 1
+    filter: int = field(default=0, kw_only=True)  # of a post-filter, at 1/2 resolution; 0: there is none
+    filter_blocks: int = field(default=0, kw_only=True)  # residual blocks of it
+    log_gains: ClassVar[tuple[float, float]] = 0.0, 0.0  # of what that sees, beside its own
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from nic.models.prior import UNIT
 from nic.models.transforms import QUALITY_INDICES, Analysis, Synthesis
 
 if TYPE_CHECKING:
-    from nic.models.training.adversary import Adversary
     from nic.models.training.perceptual import Perceptual
 
 __all__ = ["BITS_MIN", "Codebook", "ExtremeCodec", "apart", "book_quality", "books_of", "nearest", "to_fixed_point"]
@@ -126,7 +125,7 @@ class ExtremeCodec(nn.Module):
                 residuals = latents[rows].float() - quantized[rows]
                 quantized[rows] = quantized[rows] + self.additions(residuals, basis_weight[rows])
         images = self.synthesis(quantized, quality)
-        return {"images": images, "codewords": quantized, "commitment": commitment, "codebook": codebook}
+        return {"images": images, "commitment": commitment, "codebook": codebook}
 
     @torch.no_grad()
     def additions(self, residuals: Tensor, weight: Tensor) -> Tensor:
@@ -153,21 +152,12 @@ class ExtremeCodec(nn.Module):
         return latents + (chosen - latents).detach(), commitment, codebook
 
     def loss(
-        self,
-        images: Tensor,
-        book: Tensor,
-        basis_weight: Tensor | None,
-        perceptual: "Perceptual",
-        adversary: "Adversary | None" = None,
+        self, images: Tensor, book: Tensor, basis_weight: Tensor | None, perceptual: "Perceptual"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """MSE + LPIPS + DISTS + distances to codewords, and the adversary's, some of whose gradients are its own."""
+        """MSE + what is seen + distances to codewords."""
         out = self(images, book, basis_weight)
         mse = (out["images"].float() - images).square().mean(dim=(1, 2, 3))
         seen, its_parts = perceptual.loss(out["images"].float(), images)
         distances = self.config.commitment * out["commitment"] + CODEBOOK_WEIGHT * out["codebook"]
         loss = (self.config.mse * mse + distances).mean() + seen
-        parts = {"mse": mse, **its_parts, "distance": out["commitment"]}
-        if adversary:
-            contest, its_parts = adversary.loss(out["images"], images, out["codewords"])
-            loss, parts = loss + contest, parts | its_parts
-        return loss, parts
+        return loss, {"mse": mse, **its_parts, "distance": out["commitment"]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nic.models.config import RefinerConfig
-from nic.models.transforms import PATCH, QUALITY_INDICES, blocks
+from nic.models.transforms import LATENT, PATCH, QUALITY_INDICES, PostFilter, blocks, filter_reach
 
 __all__ = ["NOISE", "Refiner", "euler", "reach"]
 
@@ -20,7 +20,7 @@ CONDITION = 64  # channels that time, quality and mode are turned into
 
 
 class Refiner(nn.Module):
-    """A U-net of two resolutions, 1/8 and 1/16, from the blocks of the codecs' transforms."""
+    """A U-net of two resolutions, 1/8 and 1/16, and a post-filter, from the blocks of the codecs' transforms."""
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
@@ -36,6 +36,7 @@ class Refiner(nn.Module):
         self.pixels = nn.Conv2d(trunk, 3 * PATCH**2, 1)
         nn.init.zeros_(self.pixels.weight)  # the decoded picture comes first
         nn.init.zeros_(self.pixels.bias)
+        self.filter = PostFilter(config) if config.filter else None
         self.condition = nn.Sequential(
             nn.Linear(3, CONDITION), nn.SiLU(), nn.Linear(CONDITION, CONDITION), nn.SiLU(),
             nn.Linear(CONDITION, 2 * sum(self.widths)),
@@ -53,7 +54,8 @@ class Refiner(nn.Module):
         skip = self.enter(modulate(x, tuned[0]))
         x = self.deep(modulate(self.down(F.pixel_unshuffle(skip, 2)), tuned[1]))
         x = self.leave(modulate(skip + F.pixel_shuffle(self.up(x), 2), tuned[2]))
-        return decoded + F.pixel_shuffle(self.pixels(x), PATCH)
+        images = decoded + F.pixel_shuffle(self.pixels(x), PATCH)
+        return self.filter(images, x, quality) if self.filter else images
 
 
 def modulate(x: Tensor, gain_and_offset: Tensor) -> Tensor:
@@ -69,4 +71,5 @@ def euler(state: Tensor, end: Tensor, start: float, stop: float) -> Tensor:
 
 def reach(config: RefinerConfig) -> int:
     """How far pixels depend on others, in units of 16 pixels."""
-    return config.deep_blocks + 2 * -(-config.trunk_blocks // 2) + 1  # colours are compared with those around, too
+    filtered = -(-filter_reach(config) // LATENT)
+    return config.deep_blocks + 2 * -(-config.trunk_blocks // 2) + filtered + 1  # colours see those around, too

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nic.models.config import ImageConfig, TransformConfig
+from nic.models.config import ImageConfig, RefinerConfig, TransformConfig
 
 __all__ = [
     "Analysis",
@@ -24,6 +24,7 @@ __all__ = [
     "HyperAnalysis",
     "LATENT",
     "PATCH",
+    "PostFilter",
     "QUALITY_INDICES",
     "Synthesis",
     "bits_per_error",
@@ -149,7 +150,7 @@ class PostFilter(nn.Module):
     What it sees of the images is how each pixel differs from those around it, in units of about their error.
     """
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: TransformConfig | RefinerConfig) -> None:
         super().__init__()
         low, high = config.log_gains
         units = FINEST, FINEST + (high - low) / 2
@@ -172,7 +173,7 @@ class PostFilter(nn.Module):
             return images + F.pixel_shuffle(self.leave(x) * self.gain(quality), HALF)
 
 
-def filter_reach(config: TransformConfig) -> int:
+def filter_reach(config: TransformConfig | RefinerConfig) -> int:
     """Pixels around a position that the post-filter sees: two convolutions a block, and what is around a detail."""
     return HALF * (2 * config.filter_blocks + 1) if config.filter else 0
 

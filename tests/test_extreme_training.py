@@ -14,6 +14,7 @@ import skimage.io
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch.nn import functional as F
 
 from nic import codec
 from nic.errors import UnknownModel, UsageError
@@ -24,6 +25,7 @@ from nic.models.indices import STEPS, IndexPrior, step_positions
 from nic.models.prior import UNIT
 from nic.models.recovery import Recovery, smooth_fill
 from nic.models.training import extreme, indices, recovery
+from nic.models.training.adversary import Adversary
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.image import train as train_fidelity
 from nic.models.training.perceptual import Lpips, Perceptual
@@ -53,6 +55,7 @@ def checkpoints(photographs: Path, perceptual: Path, tmp_path_factory: pytest.Te
             joint,
             synthesis_only=True,
             adversary_weight=0.1,
+            dists_weight=1.0,
         )
     return joint, final
 
@@ -72,9 +75,8 @@ def test_everything_goes_on_learning_from_the_last_run(
     checkpoints: tuple[Path, Path], photographs: Path, perceptual: Path, tmp_path: Path
 ) -> None:
     options = dataclasses.replace(OPTIONS, learning_rate=1e-9)
-    again = extreme.train(
-        CONFIG, options, [photographs], tmp_path, 0.02, perceptual, checkpoints[1], adversary_weight=0.1
-    )
+    weights = {"adversary_weight": 0.1, "dists_weight": 1.0}
+    again = extreme.train(CONFIG, options, [photographs], tmp_path, 0.02, perceptual, checkpoints[1], **weights)
     states = [torch.load(path, weights_only=True) for path in (checkpoints[1], again)]
     before, after = (ExtremeCodec(CONFIG) for _ in states)
     for model, state in zip((before, after), states, strict=True):
@@ -82,7 +84,7 @@ def test_everything_goes_on_learning_from_the_last_run(
     assert not before.codebook.fitted.isnan().any() and after.codebook.fitted.isnan().all()
     book = CONFIG.index_bits - 3
     assert torch.allclose(before.codebook.codewords(book), after.codebook.codewords(book), atol=1e-4)
-    name = "condition.weight"
+    name = "judges.0.2.weight"
     assert torch.allclose(states[0]["adversary"][name], states[1]["adversary"][name], atol=1e-4)
 
 
@@ -159,6 +161,41 @@ def test_dists_joins_lpips_in_the_loss(perceptual: Path, weight: float) -> None:
     assert set(parts) == ({"lpips", "dists"} if weight else {"lpips"})
     if weight:
         assert parts["dists"].shape == (2,) and 0 < parts["dists"].min() and parts["dists"].max() < 1
+
+
+def test_an_adversary_needs_dists(perceptual: Path) -> None:
+    with pytest.raises(UsageError, match="DISTS"):
+        Perceptual(perceptual, 0.0, 0.1)
+
+
+def test_an_adversary_judges_what_dists_sees(perceptual: Path) -> None:
+    originals, images = torch.rand(2, 3, 3, 64, 64)
+    total, parts = Perceptual(perceptual, 2.0, 0.1).loss(images.requires_grad_(), originals)
+    expected = parts["lpips"].mean() + 2 * parts["dists"].mean() + 0.1 * parts["deceived"] + parts["told"]
+    assert total.item() == pytest.approx(expected.item())
+
+
+def test_an_adversary_learns_to_tell() -> None:
+    """Activations of any scale, by what is not the same in both; what it judges learns to deceive it."""
+    adversary = Adversary([8, 4], 0.5)
+    optimizer = torch.optim.Adam(adversary.parameters(), lr=0.01)
+
+    def activations(offset: float) -> list[torch.Tensor]:
+        return [100 * (torch.randn(2, 8, 16, 16) + offset), torch.randn(2, 4, 8, 8) + offset]
+
+    for _ in range(100):
+        images = [x.requires_grad_() for x in activations(-1.0)]
+        loss, parts = adversary.loss(images, activations(1.0))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert parts["told"] < 0.7
+    for x in images:
+        assert x.grad is not None and (x.grad.mean((0, 2, 3)) < 0).all()  # the more like photographs, the less it loses
+    deceived = 0.5 * torch.stack([F.softplus(-logits).mean() for logits in adversary(images)]).mean()
+    again = torch.autograd.grad(deceived, images)
+    for x, gradient in zip(images, again, strict=True):
+        assert torch.allclose(x.grad, gradient, rtol=0.1, atol=1e-6)  # telling adds nothing to it
 
 
 def test_a_weight_file_is_written_as_a_whole(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

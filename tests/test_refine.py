@@ -1,5 +1,6 @@
 """Refining decoded pictures: by the shipped weights on photographs, and training a refiner."""
 
+import dataclasses
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +22,10 @@ from nic.errors import UnknownModel, UsageError
 from nic.loaded import load_model
 from nic.media import ClipWriter
 from nic.models import store
-from nic.models.refiner import euler
+from nic.models.config import RefinerConfig
+from nic.models.refiner import Refiner, euler
 from nic.models.training.perceptual import Lpips
+from nic.models.training.refine import go_on_from
 from nic.pixels import Picture
 from nic.refine import Refinement, noise, refine
 
@@ -216,6 +219,8 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
         1,
         "--adversary",
         0.1,
+        "--dists",
+        1,
         "--note",
         "two photos",
     )
@@ -232,9 +237,26 @@ def test_training_writes_a_refiner(photographs: Path, perceptual: Path, tmp_path
         2,
         f"nic: {tmp_path / 'run'} holds a run of other options: name another folder",
     )
+    config.write_text(model + "filter = 4\nfilter_blocks = 1\n" + train)  # which those that it starts from lack
     for start in (tmp_path / "run" / "last.pt", tmp_path / "out.safetensors"):
         result = run(*command, "-o", tmp_path / start.suffix[1:], "--start-from", start)
         assert result.exit_code == 0, result.output
+    assert store.load_refiner(tmp_path / "out.safetensors").filter is not None
+
+
+def test_a_larger_refiner_starts_as_the_smaller_one(tmp_path: Path) -> None:
+    config = dataclasses.asdict(store.load_refiner().config)
+    small = Refiner(RefinerConfig(**config | {"filter": 0, "filter_blocks": 0}))
+    large = Refiner(RefinerConfig(**config | {"filter": 8, "filter_blocks": 2}))
+    torch.nn.init.normal_(small.pixels.weight, std=0.1)
+    store.save_refiner(small, tmp_path / "small.safetensors", {})
+    small = store.load_refiner(tmp_path / "small.safetensors")  # in half precision
+    go_on_from(tmp_path / "small.safetensors", large, None)
+    state, decoded = torch.rand(2, 1, 3, 64, 48)
+    known = torch.tensor([0.5]), torch.tensor([20.0]), torch.tensor([False])
+    with torch.no_grad():
+        made = [network(state, decoded, *known) for network in (small, large)]
+    assert torch.allclose(*made, atol=1e-5) and not torch.allclose(made[0], decoded, atol=0.1)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

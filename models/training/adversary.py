@@ -1,8 +1,11 @@
 """A discriminator that learns to tell decoded pictures from photographs, and what a synthesis loses to it.
 
-Non-saturating losses (Goodfellow et al., "Generative Adversarial Nets", arXiv 1406.2661) for each patch, given what
-the picture was made from, as in HiFiC (Mentzer et al., "High-Fidelity Generative Image Compression", arXiv 2006.09965).
+It judges activations of VGG-16, which does not learn, each position of some layers for itself (Sauer et al., "Projected
+GANs Converge Faster", arXiv 2111.01007): such judges learn within hundreds of steps what networks that see pixels need
+many thousands for. The losses do not saturate (Goodfellow et al., "Generative Adversarial Nets", arXiv 1406.2661).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +14,54 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 __all__ = ["LEARNING_RATE", "Adversary"]
 
-LEARNING_RATE = 0.2  # relative to that of what it judges
-WIDTHS = (32, 64, 96, 128)  # channels after each halving of the resolution
+LEARNING_RATE = 3.0  # relative to that of what it judges
+WIDTH = 64
+DECAY = 0.99  # of the mean squares of activations
+EPSILON = 1e-6  # of these, for channels that are silent
 
 
 class Adversary(nn.Module):
-    """images [B, 3, H, W] in [0, 1] and a condition [B, C, H/16, W/16] -> logits of being real [B, 1, H/16, W/16]."""
+    """Activations [B, C, h, w] of each layer -> logits of being a photograph's [B, 1, h, w]."""
 
-    def __init__(self, condition: int, weight: float) -> None:
-        """condition: its channels C. weight: of the synthesis' loss."""
+    seen: Tensor
+
+    def __init__(self, channels: Sequence[int], weight: float) -> None:
+        """channels: C of each layer. weight: of the synthesis' loss."""
         super().__init__()
         self.weight = weight
-        sizes = (3, *WIDTHS)
-        pairs = zip(sizes, WIDTHS, strict=False)
-        self.halve = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs)
-        self.condition = nn.Conv2d(condition, WIDTHS[-1], 1)
-        self.judge = nn.Sequential(
-            spectral_norm(nn.Conv2d(2 * WIDTHS[-1], WIDTHS[-1], 1)), nn.LeakyReLU(0.2), nn.Conv2d(WIDTHS[-1], 1, 1)
+        self.judges = nn.ModuleList(
+            nn.Sequential(spectral_norm(nn.Conv2d(count, WIDTH, 1)), nn.LeakyReLU(0.2), nn.Conv2d(WIDTH, 1, 1))
+            for count in channels
         )
+        for layer, count in enumerate(channels):
+            self.register_buffer(f"squares{layer}", torch.ones(count))
+        self.register_buffer("seen", torch.zeros(()))  # batches
 
-    def forward(self, images: Tensor, condition: Tensor) -> Tensor:
-        x = images - 0.5
-        for conv in self.halve:
-            x = F.leaky_relu(conv(x), 0.2)
-        return self.judge(torch.cat([x, self.condition(condition)], dim=1)).float()
+    def forward(self, activations: Sequence[Tensor]) -> list[Tensor]:
+        logits = []
+        for layer, (judge, x) in enumerate(zip(self.judges, activations, strict=True)):
+            scale = getattr(self, f"squares{layer}").rsqrt()
+            logits.append(judge(x * scale[:, None, None]).float())
+        return logits
 
-    def loss(self, images: Tensor, originals: Tensor, condition: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What both minimise, summed, and for the log the mean losses of the synthesis and of the discriminator.
+    def loss(self, images: Sequence[Tensor], originals: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """From activations: what both minimise, summed, and for the log the mean losses of synthesis and discriminator.
 
         Gradients of the first reach ``images`` only, those of the second the discriminator only.
         """
-        condition = condition.detach()
+        self.look(originals)
         self.requires_grad_(False)
-        deceived = F.softplus(-self(images, condition)).mean()
+        deceived = torch.stack([F.softplus(-logits).mean() for logits in self(images)]).mean()
         self.requires_grad_(True)
-        real, fake = self(originals, condition), self(images.detach(), condition)
-        told = (F.softplus(-real) + F.softplus(fake)).mean()
+        real, fake = self([x.detach() for x in originals]), self([x.detach() for x in images])
+        pairs = zip(real, fake, strict=True)
+        told = torch.stack([F.softplus(-yes).mean() + F.softplus(no).mean() for yes, no in pairs]).mean()
         return self.weight * deceived + told, {"deceived": deceived, "told": told}
+
+    @torch.no_grad()
+    def look(self, originals: Sequence[Tensor]) -> None:
+        """Takes in how large activations of photographs are."""
+        for layer, x in enumerate(originals):
+            share = 1 - DECAY if self.seen else 1.0
+            getattr(self, f"squares{layer}").lerp_(x.float().square().mean((0, 2, 3)) + EPSILON, share)
+        self.seen += 1

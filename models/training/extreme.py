@@ -27,7 +27,7 @@ from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import new_weight, read_start, take_over
+from nic.models.training.start import read_start, take_over, with_new_weights
 from nic.models.transforms import Analysis, Synthesis
 from nic.models.vq import TOTAL
 
@@ -71,21 +71,20 @@ def train(
     where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
     validation = read_photos(data, "val", workers)[:16] if training.first else []
-    seen = Perceptual(perceptual, dists_weight).to(where)
+    seen = Perceptual(perceptual, dists_weight, adversary_weight).to(where)
 
     model = ExtremeCodec(config).to(where, memory_format=torch.channels_last)
     resumed = (run / "last.pt").exists()
-    adversary = Adversary(config.latent, adversary_weight).to(where) if adversary_weight else None
     if synthesis_only:
-        prepare_synthesis(model, adversary, start_from, photos, resumed)
+        prepare_synthesis(model, seen.adversary, start_from, photos, resumed)
         if into:
             check_codebooks(model, into)
     elif not resumed:
-        prepare_everything(model, adversary, start_from, photos)
+        prepare_everything(model, seen.adversary, start_from, photos)
     learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
     learning += [] if synthesis_only else [(model.codebook, 1.0), (model.analysis, SLOW)]
     books, (low, high) = books_of(config), RATE_WEIGHTS
-    learning += [(adversary, LEARNING_RATE)] if adversary else []
+    learning += [(seen.adversary, LEARNING_RATE)] if seen.adversary else []
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         book = (books * torch.rand(options.batch, device=where).sqrt()).long()  # large ones are chosen more often
@@ -94,9 +93,9 @@ def train(
             rows = torch.rand(options.batch, device=where) < ADDING_SHARE
             book = torch.where(rows, books - 1, book)
             weight = rows * low * (high / low) ** torch.rand(options.batch, device=where)
-        return model.loss(photos.crops(options.batch, options.crop), book, weight, seen, adversary)
+        return model.loss(photos.crops(options.batch, options.crop), book, weight, seen)
 
-    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
+    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, seen.adversary)
     if validation:
         for row in evaluate(model.eval(), validation, seen.lpips, range(books)[::3]):
             training.write({"validation": row})
@@ -155,8 +154,7 @@ def start_from_run(model: ExtremeCodec, adversary: Adversary | None, path: Path)
         state, _ = read_checkpoint(path, ExtremeConfig, model.codebook.anchors.device)
     else:
         state = {"average": state_of(store.load_extreme(path, str(model.codebook.anchors.device)))}
-    new = {name: new_weight(name, fresh) for name, fresh in model.state_dict().items() if name not in state["average"]}
-    take_over(model, new | state["average"], path)
+    take_over(model, with_new_weights(model, state["average"]), path)
     if adversary and "adversary" in state:
         take_over(adversary, state["adversary"], path)
 

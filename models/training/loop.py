@@ -180,8 +180,8 @@ class Training:
                 loss, parts = loss_of()
             loss.backward()
             schedule.tick(parameters, self.world)
-            norm = nn.utils.clip_grad_norm_(parameters, options.clip, foreach=True)
-            if torch.isfinite(norm):
+            norms = [nn.utils.clip_grad_norm_(part.parameters(), options.clip, foreach=True) for part in learning]
+            if torch.stack(norms).isfinite().all():
                 update(optimizers, options.learning_rate * schedule.factor(state.step))
                 state.average.update(model, state.step)
             else:
@@ -189,7 +189,7 @@ class Training:
             for parameter in parameters:
                 parameter.grad = None
             state.step, state.seconds = state.step + 1, schedule.spent
-            log.add(state, {"loss": loss, **parts, "norm": norm}, options.batch * self.world)
+            log.add(state, {"loss": loss, **parts, "norm": norms[0]}, options.batch * self.world)
             if self.first and (schedule.done or time.monotonic() - saved > SAVE_EVERY):
                 state.save(checkpoint, config)
                 saved = time.monotonic()

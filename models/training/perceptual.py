@@ -1,5 +1,7 @@
 """LPIPS and DISTS as losses: distances between features of AlexNet and of VGG-16, weighted by what people see.
 
+VGG-16's features are also what an adversary judges.
+
 Their weights are not part of nic: torchvision's backbones, the linear heads of the package lpips, and the weights of
 the package DISTS-pytorch, from a folder on this machine.
 """
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nic.errors import BadInput
+from nic.errors import BadInput, UsageError
+from nic.models.training.adversary import Adversary
 
 __all__ = ["Dists", "Lpips", "Moments", "Perceptual", "moments"]
 
@@ -27,24 +30,44 @@ EPSILON = 1e-6  # of DISTS
 # DISTS takes as long as 15 times LPIPS, so that it sees only a part of each batch, and a window of that.
 SHARE = 3 / 8
 WINDOW = 128
+JUDGED = (2, 3, 4)  # what an adversary judges of DISTS' features; finer ones tell little
 
 
 class Perceptual(nn.Module):
-    """LPIPS + ``weight`` * DISTS, as a loss."""
+    """LPIPS + ``weight`` * DISTS + what an adversary makes of the pictures, as a loss."""
 
-    def __init__(self, folder: Path, weight: float = 0.0) -> None:
-        """folder: weights as for Lpips and, unless ``weight`` is 0, Dists; raises BadInput if they are not there."""
+    def __init__(self, folder: Path, weight: float = 0.0, adversary_weight: float = 0.0) -> None:
+        """folder: weights as for Lpips and, unless ``weight`` is 0, Dists; raises BadInput if they are not there.
+
+        Raises UsageError for an adversary without DISTS.
+        """
         super().__init__()
+        if adversary_weight and not weight:
+            raise UsageError("an adversary judges what DISTS sees: give it a weight, too")
         self.lpips, self.weight = Lpips(folder), weight
         self.dists = Dists.read(folder) if weight else None
+        self.adversary: Adversary | None = None
+        if self.dists and adversary_weight:
+            self.adversary = Adversary([self.dists.channels[stage] for stage in JUDGED], adversary_weight)
 
     def loss(self, images: Tensor, originals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of two batches [B, 3, H, W] in [0, 1] the mean, and for the log its parts [B] or less."""
+        """Of two batches [B, 3, H, W] in [0, 1] the mean, and for the log its parts [B] or less.
+
+        An adversary learns from it, too.
+        """
         parts = {"lpips": self.lpips.loss(images, originals)}
-        if self.dists:
-            parts["dists"] = self.dists.loss(images, originals)
         total = parts["lpips"].mean()
-        return total + self.weight * parts["dists"].mean() if self.dists else total, parts
+        if self.dists:
+            images, originals = random_window(images, originals)
+            seen = list(self.dists.features(images))
+            with torch.no_grad():
+                wanted = list(self.dists.features(originals))
+            parts["dists"] = self.dists.compare(map(moments, wanted), seen)
+            total = total + self.weight * parts["dists"].mean()
+            if self.adversary:
+                contest, its_parts = self.adversary.loss(*([x[stage] for stage in JUDGED] for x in (seen, wanted)))
+                total, parts = total + contest, parts | its_parts
+        return total, parts
 
 
 class Lpips(nn.Module):
@@ -154,12 +177,13 @@ class Dists(nn.Module):
             wanted = [moments(x) for x in self.features(originals)]
         return self.compare(wanted, self.features(images))
 
-    def loss(self, images: Tensor, originals: Tensor) -> Tensor:
-        """DISTS of a random window of some of the pictures."""
-        chosen = torch.randperm(len(images))[: math.ceil(SHARE * len(images))]
-        row, column = (int(torch.randint(max(0, side - WINDOW) + 1, ())) for side in images.shape[2:])
-        window = (chosen, slice(None), slice(row, row + WINDOW), slice(column, column + WINDOW))
-        return self(images[window], originals[window])
+
+def random_window(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
+    """The same window of some of the pictures, and of their originals."""
+    chosen = torch.randperm(len(images))[: math.ceil(SHARE * len(images))]
+    row, column = (int(torch.randint(max(0, side - WINDOW) + 1, ())) for side in images.shape[2:])
+    window = (chosen, slice(None), slice(row, row + WINDOW), slice(column, column + WINDOW))
+    return images[window], originals[window]
 
 
 def moments(x: Tensor) -> Moments:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from nic.models import store
 from nic.models.codec import ImageCodec
@@ -21,14 +20,15 @@ from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, is_first, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
 from nic.models.training.soap import optimizers_of
-from nic.models.training.start import read_start, take_over
-from nic.models.transforms import LATENT, QUALITY_INDICES
+from nic.models.training.start import read_start, take_over, with_new_weights
+from nic.models.transforms import QUALITY_INDICES
 
 __all__ = ["Coder", "evaluate", "export", "train"]
 
 AT_START = 1 / 2  # of the crops are at time 0, the others at any
 LOW = 1.5  # power of a uniform number that qualities follow: low ones lose most
 EXTREME_SHARE = 1 / 4  # of the crops
+FILTER_RATE = 4.0  # learning rate of the post-filter, relative to the rest's
 
 
 class Coder:
@@ -96,11 +96,10 @@ def train(
     where = training.device
     photos = Photos(read_photos(data, "train", workers), where)
     validation = read_photos(data, "val", workers)[:16] if training.first else []
-    seen, coder = Perceptual(perceptual, dists_weight).to(where), Coder(*codecs, where)
+    seen, coder = Perceptual(perceptual, dists_weight, adversary_weight).to(where), Coder(*codecs, where)
     model = Refiner(config).to(where, memory_format=torch.channels_last)
-    adversary = Adversary(5, adversary_weight).to(where) if adversary_weight else None
     if start_from:
-        go_on_from(start_from, model, adversary)
+        go_on_from(start_from, model, seen.adversary)
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
         originals = photos.crops(options.batch, options.crop)
@@ -113,15 +112,14 @@ def train(
         state = torch.lerp(start, end, time[:, None, None, None])
         images = model(state, decoded, time, quality, extremes).float()
         mse = (images - originals).square().mean(dim=(1, 2, 3))
-        distance, its_parts = seen.loss(images, originals)
-        total, parts = config.mse * mse.mean() + distance, {"mse": mse, **its_parts}
-        if adversary:
-            contest, its_parts = adversary.loss(images, originals, condition(decoded, quality, extremes))
-            total, parts = total + contest, parts | its_parts
-        return total, parts
+        distance, parts = seen.loss(images, originals)
+        return config.mse * mse.mean() + distance, {"mse": mse, **parts}
 
-    learning = [(model, 1.0), (adversary, LEARNING_RATE)] if adversary else [(model, 1.0)]
-    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, adversary)
+    rest = nn.ModuleList(part for name, part in model.named_children() if name != "filter")
+    learning: list[tuple[nn.Module, float]] = [(rest, 1.0)]
+    learning += [(model.filter, FILTER_RATE)] if model.filter else []
+    learning += [(seen.adversary, LEARNING_RATE)] if seen.adversary else []
+    checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, seen.adversary)
     if validation:
         for row in evaluate(model.eval(), coder, validation, seen.lpips):
             training.write({"validation": row})
@@ -130,21 +128,17 @@ def train(
 
 
 def go_on_from(path: Path, model: Refiner, adversary: Adversary | None) -> None:
-    """Takes over the weights of a weight file, or the averaged ones of a checkpoint and its adversary's."""
+    """Takes over the weights of a weight file, or the averaged ones of a checkpoint and its adversary's.
+
+    What they lack of the model does nothing yet.
+    """
     if path.suffix == ".safetensors":
-        take_over(model, store.load_refiner(path).state_dict(), path)
-        return
-    earlier, _ = read_checkpoint(path, RefinerConfig)
-    take_over(model, earlier["average"], path)
+        earlier: dict[str, Any] = {"average": store.load_refiner(path).state_dict()}
+    else:
+        earlier, _ = read_checkpoint(path, RefinerConfig)
+    take_over(model, with_new_weights(model, earlier["average"]), path)
     if adversary and "adversary" in earlier:
         take_over(adversary, earlier["adversary"], path)
-
-
-def condition(decoded: Tensor, quality: Tensor, extreme: Tensor) -> Tensor:
-    """What the adversary knows [B, 5, h, w]: colours of 16x16 pixels, quality and mode."""
-    colours = F.avg_pool2d(decoded, LATENT)
-    known = torch.stack([quality / (QUALITY_INDICES - 1), extreme.to(quality)], dim=1)
-    return torch.cat([colours, known[:, :, None, None].expand(-1, -1, *colours.shape[2:])], dim=1)
 
 
 def export(checkpoint: Path, path: Path, card: dict[str, Any]) -> bytes:

@@ -152,6 +152,11 @@ def take_over(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         raise UsageError(f"{path} is of another config than this run") from error
 
 
+def with_new_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state that lacks weights of a module, with those that it starts with."""
+    return {name: state.get(name, new_weight(name, fresh)) for name, fresh in module.state_dict().items()} | state
+
+
 def new_weight(name: str, fresh: Tensor) -> Tensor:
     """What a weight starts with that an old codec lacks: new blocks, linear transform and filter add nothing yet."""
     return torch.zeros_like(fresh) if name.split(".")[-2] in LAST_LAYERS else fresh
