@@ -41,14 +41,14 @@ weights-extreme:  ## train the extreme mode from the small codec of `weights`; b
 	nic train extreme --data $(DATA) --minutes 180 -o $(RUN)/extreme --perceptual $(PERCEPTUAL) --bfloat16 \
 	    --start-from $(RUN)/small.safetensors
 	nic train extreme --data $(DATA) --minutes 170 -o $(RUN)/extreme-synthesis --perceptual $(PERCEPTUAL) --bfloat16 \
-	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.1 --dists 1 --learning-rate 6e-4
+	    --start-from $(RUN)/extreme/last.pt --synthesis-only --adversary 0.3 --dists 3 --learning-rate 6e-4
 	nic train indices $(RUN)/extreme-synthesis/last.pt models/weights/extreme.safetensors --data $(DATA) --minutes 14 \
 	    -o $(RUN)/indices --note "photographs and graphics, see docs/training-log.md"
 	nic train recovery models/weights/extreme.safetensors --data $(DATA) --minutes 55 -o $(RUN)/recovery
 
 weights-refiner:  ## train the refiner on what the shipped weights make of DATA: 160 minutes
 	nic train refine models/weights/refiner.safetensors --data $(DATA) --minutes 160 -o $(RUN)/refiner \
-	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.2 --dists 3 \
+	    --perceptual $(PERCEPTUAL) --bfloat16 --adversary 0.3 --dists 4 \
 	    --note "photographs and graphics, see docs/training-log.md"
 
 CLIPS ?= ../shared/data/video/train
