@@ -26,7 +26,7 @@ from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
-from nic.models.training.soap import optimizers_of
+from nic.models.training.soap import optimizers_of, with_filter_apart
 from nic.models.training.start import read_start, take_over, with_new_weights
 from nic.models.transforms import Analysis, Synthesis
 from nic.models.vq import TOTAL
@@ -81,7 +81,7 @@ def train(
             check_codebooks(model, into)
     elif not resumed:
         prepare_everything(model, seen.adversary, start_from, photos)
-    learning: list[tuple[nn.Module, float]] = [(model.synthesis, 1.0)]  # and their learning rates' factors
+    learning = with_filter_apart(model.synthesis)
     learning += [] if synthesis_only else [(model.codebook, 1.0), (model.analysis, SLOW)]
     books, (low, high) = books_of(config), RATE_WEIGHTS
     learning += [(seen.adversary, LEARNING_RATE)] if seen.adversary else []

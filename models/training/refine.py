@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nic.models import store
 from nic.models.codec import ImageCodec
@@ -19,7 +19,7 @@ from nic.models.training.adversary import LEARNING_RATE, Adversary
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.loop import Training, is_first, read_checkpoint
 from nic.models.training.perceptual import Lpips, Perceptual
-from nic.models.training.soap import optimizers_of
+from nic.models.training.soap import optimizers_of, with_filter_apart
 from nic.models.training.start import read_start, take_over, with_new_weights
 from nic.models.transforms import QUALITY_INDICES
 
@@ -28,7 +28,6 @@ __all__ = ["Coder", "evaluate", "export", "train"]
 AT_START = 1 / 2  # of the crops are at time 0, the others at any
 LOW = 1.5  # power of a uniform number that qualities follow: low ones lose most
 EXTREME_SHARE = 1 / 4  # of the crops
-FILTER_RATE = 4.0  # learning rate of the post-filter, relative to the rest's
 
 
 class Coder:
@@ -115,9 +114,7 @@ def train(
         distance, parts = seen.loss(images, originals)
         return config.mse * mse.mean() + distance, {"mse": mse, **parts}
 
-    rest = nn.ModuleList(part for name, part in model.named_children() if name != "filter")
-    learning: list[tuple[nn.Module, float]] = [(rest, 1.0)]
-    learning += [(model.filter, FILTER_RATE)] if model.filter else []
+    learning = with_filter_apart(model)
     learning += [(seen.adversary, LEARNING_RATE)] if seen.adversary else []
     checkpoint = training.fit(model, optimizers_of(learning, options), loss, photos.seed, config, seen.adversary)
     if validation:

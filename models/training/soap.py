@@ -11,14 +11,22 @@ from torch import Tensor, nn
 
 from nic.models.config import TrainConfig
 
-__all__ = ["Soap", "matrices", "optimizers_of"]
+__all__ = ["Soap", "matrices", "optimizers_of", "with_filter_apart"]
 
 EPSILON = 1e-12
+FILTER_RATE = 4.0  # learning rate of a post-filter, relative to that of the rest of its network
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights of dense 1x1 convolutions."""
     return [p for p in model.parameters() if p.ndim == 4 and p.shape[2:] == (1, 1) and p.shape[1] > 1]
+
+
+def with_filter_apart(network: nn.Module) -> list[tuple[nn.Module, float]]:
+    """What a network consists of, and its post-filter if it has one, with their factors of the learning rate."""
+    parts = dict(network.named_children())
+    last = parts.pop("filter", None)
+    return [(nn.ModuleList(parts.values()), 1.0), *([(last, FILTER_RATE)] if last else [])]
 
 
 def optimizers_of(learning: list[tuple[nn.Module, float]], options: TrainConfig) -> list[torch.optim.Optimizer]:
