@@ -30,12 +30,12 @@ from nic.models.prior import CLASSES, UNIT, Prior
 from nic.models.training.codebook import RECOUNTS, borrow, escape_table, gather, recount, to_frequencies
 from nic.models.training.data import Photos, read_photos, to_images
 from nic.models.training.start import read_start
-from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, TOTAL, Codebook, Codebooks, Places
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, TOTAL, Codebook, Codebooks, Places, in_groups
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = 1e-3  # rate weight of plain rounding: it only decides between an escape and a codeword that say the same
 QUALITIES = (0, 12, 24, 36, 48, 60)
-# residuals [n, 4] and scale classes [n] -> reconstructions [n, 4] in fixed point, and their bits
+# residuals [L] and scale classes [L] -> reconstructions [L] in fixed point, and their bits
 Quantizer = Callable[[Tensor, Tensor], tuple[Tensor, float]]
 COMPARED = (
     ("integer prior", "float prior", "what integerising the prior costs"),
@@ -113,15 +113,16 @@ def scalar_tables(samples: list[Tensor]) -> Codebooks:
 def gaussian(residuals: Tensor, classes: Tensor) -> tuple[Tensor, float]:
     """Rounding to whole steps, which are coded with the probabilities of a Gaussian."""
     steps = torch.round(residuals / UNIT)
-    return steps * UNIT, gaussian_bits(steps, class_sigma(classes)[:, None]).sum().item()
+    return steps * UNIT, gaussian_bits(steps, class_sigma(classes)).sum().item()
 
 
 def tables(books: Codebooks) -> Quantizer:
     entropy = Tables(books.frequency_tables())
 
     def quantize(residuals: Tensor, classes: Tensor) -> tuple[Tensor, float]:
-        chosen, decoded = books.quantize(residuals, classes.long())
-        symbols, numbers = chosen.numpy().astype(np.int32), classes.numpy().astype(np.uint8)
+        groups, shared = in_groups(classes)
+        chosen, decoded = books.quantize(residuals[groups], shared.long())
+        symbols, numbers = chosen.numpy().astype(np.int32), shared.numpy().astype(np.uint8)
         bits = 0.0
 
         def count(places: Places, tables: np.ndarray) -> np.ndarray:
@@ -133,7 +134,7 @@ def tables(books: Codebooks) -> Quantizer:
         books.in_file_order(numbers, count)
         steps = (decoded.numpy()[books.escaped(symbols, numbers)] / UNIT).astype(np.int32)
         bits += ideal_bits(entropy, steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
-        return decoded, bits
+        return torch.empty_like(residuals).index_copy_(0, groups.flatten(), decoded.flatten()), bits
 
     return quantize
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nic.models.config import ImageConfig
-from nic.models.prior import CLASSES, GROUP, STEPS, UNIT, Prior, grouped, step_mask
+from nic.models.prior import CLASSES, STEPS, UNIT, Prior, step_mask
 from nic.models.transforms import (
     Analysis,
     HyperAnalysis,
@@ -71,39 +71,34 @@ class ImageCodec(nn.Module):
     def quantize_hyper(self, z: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         mean, scale_class = self.prior.hyper_prior(quality)
         residual = z - mean / UNIT
-        sigma = class_sigma(scale_class).repeat_interleave(GROUP, dim=1)
         hard = torch.round(residual).detach()
-        bits = gaussian_bits(self.told(residual, hard), sigma)
+        bits = gaussian_bits(self.told(residual, hard), class_sigma(scale_class))
         return z + (hard - residual).detach(), bits.sum(dim=(1, 2, 3))
 
     def quantize(self, y: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Straight-through hard quantization of the residuals for the synthesis; the rate is that of ``told``."""
         y_hat, told, scale = torch.zeros_like(y), torch.zeros_like(y), y.new_zeros(1)
         for step in range(STEPS):
-            groups = step_mask(step, y.shape[1] // GROUP, *y.shape[2:], y.device)
-            mask = groups.repeat_interleave(GROUP, dim=0)
+            mask = step_mask(step, *y.shape[1:], y.device)
             mean, scale_class = (x.float() for x in self.prior.step(step, features, y_hat * UNIT))
             residual = y - mean / UNIT
-            hard = self.quantize_residuals(residual.detach(), scale_class.detach(), groups)
+            hard = self.quantize_residuals(residual.detach(), scale_class.detach(), mask)
             told = told + self.told(residual, hard) * mask
-            scale = scale + scale_class * groups
+            scale = scale + scale_class * mask
             y_hat = y_hat + (y + (hard - residual).detach()) * mask
-        sigma = class_sigma(scale).repeat_interleave(GROUP, dim=1)
-        return y_hat, gaussian_bits(told, sigma).sum(dim=(1, 2, 3))
+        return y_hat, gaussian_bits(told, class_sigma(scale)).sum(dim=(1, 2, 3))
 
     def told(self, residual: Tensor, hard: Tensor) -> Tensor:
         """What the rate is taken of: with uniform noise in training, else the residuals as they are quantized."""
         return residual + torch.rand_like(residual) - 0.5 if self.training else hard
 
-    def quantize_residuals(self, residual: Tensor, scale_class: Tensor, groups: Tensor) -> Tensor:
+    def quantize_residuals(self, residual: Tensor, scale_class: Tensor, mask: Tensor) -> Tensor:
         """Residuals [B, M, h, w] rounded to whole steps or, once there are codebooks, to codewords where selected."""
         if self.codebooks is None:
             return torch.round(residual)
-        selected = grouped(residual * UNIT)[:, groups]
-        classes = torch.round(scale_class[:, groups]).long()
-        codewords = self.codebooks.quantize(selected.flatten(0, 1), classes.flatten())[1]
+        selected, classes = (residual * UNIT)[:, mask], torch.round(scale_class[:, mask]).long()
         hard = torch.zeros_like(residual)
-        grouped(hard)[:, groups] = codewords.view_as(selected) / UNIT
+        hard[:, mask] = self.codebooks.reconstruct(selected.flatten(), classes.flatten()).view_as(selected) / UNIT
         return hard
 
     def loss(self, images: Tensor, quality: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -29,7 +29,7 @@ class TransformConfig:
     trunk_blocks: int  # residual blocks there, in analysis and in synthesis
     deep: int  # at 1/16 resolution
     deep_blocks: int  # residual blocks there
-    latent: int  # y; in fidelity mode a multiple of 16: four channel chunks of whole groups of four
+    latent: int  # y; in fidelity mode a multiple of 16
     linear: bool = field(default=False, kw_only=True)  # whether a linear transform of 16x16 blocks adds to both
     filter: int = field(default=0, kw_only=True)  # of the synthesis' post-filter, at 1/2 resolution; 0: there is none
     filter_blocks: int = field(default=0, kw_only=True)  # residual blocks of the post-filter

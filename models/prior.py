@@ -1,8 +1,8 @@
 """The prior: hyper-synthesis and a four-step spatial-channel context, one network for floats and for integers.
 
-For every latent not yet decoded it predicts a mean and, for every group of four channels, a scale class, from the
-hyper-latents and the latents decoded in earlier steps (quadtree partition: Li et al., "Neural Video Compression with
-Feature Modulation", arXiv 2402.17414, section 3.3). Training runs it in float. Coding runs the same network over
+For every latent not yet decoded it predicts a mean and a scale class, from the hyper-latents and the latents decoded in
+earlier steps (quadtree partition: Li et al., "Neural Video Compression with Feature
+Modulation", arXiv 2402.17414, section 3.3). Training runs it in float. Coding runs the same network over
 integers (Balle et al., "Integer Networks for Data Compression with Latent-Variable Models", ICLR 2019), because what
 it returns decides which frequency table is used: one differing bit would lose the file.
 
@@ -30,7 +30,6 @@ __all__ = [
     "CELL",
     "CLASSES",
     "CPU",
-    "GROUP",
     "LATENT_MAX",
     "OUTER",
     "QUALITY_LEVELS",
@@ -42,7 +41,6 @@ __all__ = [
     "QualityTable",
     "Source",
     "full_precision",
-    "grouped",
     "step_mask",
     "to_integer",
 ]
@@ -55,7 +53,6 @@ LATENT_SHRINK = 8  # latents enter the context network divided by this, to fit A
 CLASSES = 64
 CLASS_STEP = 8  # scale classes per unit of the network's output
 CLASS_ORIGIN = 24  # scale class where that output is zero
-GROUP = 4  # neighbouring channels that share a scale class
 STEPS = 4
 CPU = torch.device("cpu")
 Exact = TypeVar("Exact", bound=nn.Module)
@@ -79,13 +76,8 @@ def step_mask(step: int, channels: int, height: int, width: int, device: torch.d
     return mask.to(device)
 
 
-def grouped(x: Tensor) -> Tensor:
-    """[B, C, h, w] -> a view [B, C/4, h, w, 4]."""
-    return x.unflatten(1, (-1, GROUP)).permute(0, 1, 3, 4, 2)
-
-
-# (stage, means [B, G, 4], scale classes [B, G]) -> residuals [B, G, 4]; stage 0 is the hyper-latents, 1 to 4 the
-# steps; groups come in the order channel group, row, column.
+# (stage, means [B, L], scale classes [B, L]) -> residuals [B, L]; stage 0 is the hyper-latents, 1 to 4 the steps;
+# latents come in the order channel, row, column.
 Source = Callable[[int, Tensor, Tensor], Tensor]
 
 
@@ -294,7 +286,7 @@ class Prior(nn.Module):
         super().__init__()
         width, latent, hyper = config.prior, config.latent, config.hyper
         self.hyper_mean = QualityTable(hyper)
-        self.hyper_scale = QualityTable(hyper // GROUP)
+        self.hyper_scale = QualityTable(hyper)
         self.quality = QualityTable(width)
         self.hyper_synthesis = nn.Sequential(
             ExactConv(hyper, width, leaky=True),
@@ -308,12 +300,12 @@ class Prior(nn.Module):
         self.enter = nn.ModuleList(ExactConv(width + latent, width, leaky=True) for _ in range(STEPS))
         self.context = nn.Sequential(*(ContextBlock(width) for _ in range(config.prior_blocks)))
         self.leave = nn.ModuleList(ExactConv(width, width, leaky=True) for _ in range(STEPS))
-        self.head = nn.ModuleList(ExactConv(width, latent + latent // GROUP, bounded=False) for _ in range(STEPS))
+        self.head = nn.ModuleList(ExactConv(width, 2 * latent, bounded=False) for _ in range(STEPS))
         self.latent = latent
         self.exact = False
 
     def hyper_prior(self, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """Means [B, N, 1, 1] and scale classes [B, N/4, 1, 1] of the hyper-latents: static for a quality."""
+        """Means and scale classes [B, N, 1, 1] of the hyper-latents: static for a quality."""
         return self.hyper_mean(quality), self.to_class(self.hyper_scale(quality))
 
     def features(self, hyper_latents: Tensor, quality: Tensor) -> Tensor:
@@ -322,7 +314,7 @@ class Prior(nn.Module):
         return in_range(self.hyper_synthesis(x) + self.quality(quality))
 
     def step(self, step: int, features: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Means [B, M, h, w] and scale classes [B, M/4, h, w], of which those of ``step_mask(step)`` are meant.
+        """Means and scale classes [B, M, h, w], of which those of ``step_mask(step)`` are meant.
 
         latents: [B, M, h, w], zero where not yet decoded.
         """
@@ -333,13 +325,13 @@ class Prior(nn.Module):
             known = straight_through(known)
         known = in_range(known)
         x = self.context(self.enter[step](torch.cat([features, known], dim=1)))
-        mean, scale = self.head[step](self.leave[step](x)).split([self.latent, self.latent // GROUP], dim=1)
+        mean, scale = self.head[step](self.leave[step](x)).chunk(2, dim=1)
         return mean, self.to_class(scale)
 
     def targets(self, y: Tensor, z: Tensor) -> list[Tensor]:
-        """What an encoder aims at in each stage of ``decode``: groups [B, G, 4], fixed point, of y and z in steps."""
-        masks = (step_mask(step, self.latent // GROUP, *y.shape[2:], y.device) for step in range(STEPS))
-        return [grouped(z * UNIT).flatten(1, 3)] + [grouped(y * UNIT)[:, mask] for mask in masks]
+        """What an encoder aims at in each stage of ``decode``: latents [B, L], fixed point, of y and z in steps."""
+        masks = (step_mask(step, *y.shape[1:], y.device) for step in range(STEPS))
+        return [(z * UNIT).flatten(1)] + [(y * UNIT)[:, mask] for mask in masks]
 
     def to_class(self, scale: Tensor) -> Tensor:
         scale_class = scale * (CLASS_STEP / UNIT) + CLASS_ORIGIN
@@ -364,17 +356,17 @@ class Prior(nn.Module):
         features = self.features(hyper, quality)
         latents = features.new_zeros(len(quality), self.latent, height, width)
         for step in range(STEPS):
-            mask = step_mask(step, self.latent // GROUP, height, width, latents.device)
+            mask = step_mask(step, self.latent, height, width, latents.device)
             self.fill(latents, mask, 1 + step, *self.step(step, features, latents), source)
         return latents
 
     def fill(
         self, latents: Tensor, mask: Tensor, stage: int, mean: Tensor, scale_class: Tensor, source: Source
     ) -> None:
-        """Sets the groups of latents [B, M, h, w] that mask [M/4, h, w] selects."""
-        means = grouped(mean)[:, mask]
+        """Sets those of latents [B, M, h, w] that mask [M, h, w] selects."""
+        means = mean[:, mask]
         residuals = source(stage, means, scale_class[:, mask])
-        grouped(latents)[:, mask] = (means + residuals).clamp(-LATENT_MAX, LATENT_MAX)
+        latents[:, mask] = (means + residuals).clamp(-LATENT_MAX, LATENT_MAX)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -1,10 +1,11 @@
 """Shared codebooks: one table of codewords for each scale class, whatever the position, channel or quality.
 
-Residuals come in groups of four latents of one class. The class decides how a group is cut: into one vector of four,
-two of two, or four scalars (coarse classes would need too many codewords otherwise). Scalars may have two codebooks, of
-which a trellis takes one or the other (nic/models/trellis.py). Codewords are fixed point (1/64 step), so decoding is
-integer arithmetic. The last symbol of every class that codes anything is the escape: its components follow as whole
-steps, from one table that all classes share.
+Residuals come in groups of four latents of one class, or nearly: those that follow each other when all latents of a
+stage are sorted by class. A group's class decides how it is cut: into one vector of four, two of two, or four scalars
+(coarse classes would need too many codewords otherwise). Scalars may have two codebooks, of which a trellis takes one
+or the other (nic/models/trellis.py). Codewords are fixed point (1/64 step), so decoding is integer arithmetic. The last
+symbol of every class that codes anything is the escape: its components follow as whole steps, from one table that all
+classes share.
 
 Codebooks come from entropy-constrained vector quantization (Chou, Lookabaugh and Gray, IEEE Trans. ASSP 37, 1989):
 a vector's codeword minimises |u - c|^2 + RATE_WEIGHT * bits(c).
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nic.models.prior import CLASSES, GROUP, UNIT
+from nic.models.prior import CLASSES, UNIT
 from nic.models.trellis import Walk, best_path, rounds_of
 
 __all__ = [
     "ESCAPE_CLASS",
     "ESCAPE_MAX",
+    "GROUP",
     "ODD",
     "RATE_WEIGHT",
     "TOTAL",
@@ -34,8 +36,10 @@ __all__ = [
     "Codebooks",
     "Places",
     "bits_of",
+    "in_groups",
 ]
 
+GROUP = 4  # latents that are coded together
 TOTAL = 2**24  # frequencies of a class sum to this
 ESCAPE_CLASS = CLASSES  # the escape table comes after those of the classes
 ODD = CLASSES + 1  # and behind it those of the odd codebooks, in class order
@@ -73,6 +77,13 @@ class Codebook:
 def bits_of(frequencies: Tensor) -> Tensor:
     """What symbols of a table cost."""
     return math.log2(TOTAL) - torch.log2(frequencies.float())
+
+
+def in_groups(classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Which latents, of scale classes [4 G], are coded together: places [G, 4] int64, and the groups' classes [G]."""
+    order = np.argsort(classes.cpu().numpy().astype(np.uint8), kind="stable").reshape(-1, GROUP)
+    places = torch.from_numpy(order).to(classes.device)
+    return places, classes[places[:, -1]]
 
 
 class Codebooks:
@@ -190,6 +201,13 @@ class Codebooks:
             groups = torch.from_numpy(np.concatenate(rounds)).to(residuals.device)
             symbols[groups], decoded[groups] = self.along_trellises(residuals[groups], classes[groups], len(rounds[0]))
         return symbols, decoded
+
+    def reconstruct(self, residuals: Tensor, classes: Tensor) -> Tensor:
+        """What residuals [L] (fixed point, any float) of scale classes [L], for each latent, are coded as: [L]."""
+        places, shared = in_groups(classes)
+        decoded = torch.empty_like(residuals)
+        decoded[places] = self.quantize(residuals[places], shared.long())[1]
+        return decoded
 
     def along_trellises(self, residuals: Tensor, classes: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """``quantize`` of groups that run through ``width`` trellises, sorted by class."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from nic.bitstream.entropy import Decoder, Encoder, Tables
 from nic.errors import BadFile
 from nic.models.adaptive import COEFFICIENT_MAX, COUNTS, LIMITS, AdaptiveFilter
-from nic.models.prior import GROUP, LATENT_MAX, STEPS, UNIT
+from nic.models.prior import LATENT_MAX, STEPS, UNIT
 from nic.models.store import Model
-from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, Places
+from nic.models.vq import ESCAPE_CLASS, ESCAPE_MAX, GROUP, Places, in_groups
 
 __all__ = [
     "Cell",
@@ -21,10 +21,12 @@ __all__ = [
     "decode_cut_cell",
     "get_cell",
     "get_groups",
+    "get_residuals",
     "number_bits",
     "put_cell",
     "put_filter",
     "put_groups",
+    "put_residuals",
 ]
 
 
@@ -57,7 +59,7 @@ def decode_cut_cell(
         nonlocal complete, adaptive
         if complete == stage:
             with suppress(BadFile):
-                groups = get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))
+                residuals = get_residuals(model, decoder, scale_classes[0])
                 there = not decoder.overrun
                 if stage == STEPS:
                     with suppress(BadFile):
@@ -66,7 +68,7 @@ def decode_cut_cell(
                             adaptive, there = found, True
                 if there:
                     complete += 1
-                    return groups[None].to(means)
+                    return residuals[None].to(means)
         return torch.zeros_like(means)
 
     latents = model.prior.decode(height, width, quality_tensor(model, quality), source)
@@ -83,7 +85,7 @@ def put_cell(model: Model, encoder: Encoder, y: Tensor, z: Tensor, quality: floa
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
         target = targets[stage].to(means.dtype).clamp(-LATENT_MAX, LATENT_MAX)
-        return put_groups(model, encoder, (target - means)[0], scale_classes[0], mask_rate if stage else 0)[None]
+        return put_residuals(model, encoder, (target - means)[0], scale_classes[0], mask_rate if stage else 0)[None]
 
     height, width = y.shape[2:]
     return model.prior.decode(height, width, quality_tensor(model, quality), source)
@@ -93,7 +95,7 @@ def get_cell(model: Model, decoder: Decoder, height: int, width: int, quality: f
     """The latents [1, M, height, width], fixed point, that come next; raises BadFile."""
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
-        return get_groups(model, decoder, scale_classes[0].cpu().numpy().astype(np.uint8))[None].to(means)
+        return get_residuals(model, decoder, scale_classes[0])[None].to(means)
 
     return model.prior.decode(height, width, quality_tensor(model, quality), source)
 
@@ -139,6 +141,22 @@ def number_bits(tables: Tables) -> np.ndarray:
 
 def get_numbers(decoder: Decoder, count: int) -> NDArray[np.int32]:
     return decoder.get(np.full(count, ESCAPE_CLASS, np.uint8)) - np.int32(ESCAPE_MAX)
+
+
+def put_residuals(model: Model, encoder: Encoder, residuals: Tensor, classes: Tensor, mask_rate: float = 0) -> Tensor:
+    """Codes residuals [L], fixed point, of scale classes [L], as one stage; returns what they decode to."""
+    places, shared = in_groups(classes)
+    decoded = torch.empty_like(residuals)
+    decoded[places] = put_groups(model, encoder, residuals[places], shared, mask_rate)
+    return decoded
+
+
+def get_residuals(model: Model, decoder: Decoder, classes: Tensor) -> Tensor:
+    """The residuals [L], int32 fixed point, of one stage, whose scale classes are [L]; raises BadFile."""
+    places, shared = in_groups(classes)
+    decoded = torch.empty(len(classes), dtype=torch.int32, device=classes.device)
+    decoded[places] = get_groups(model, decoder, shared.cpu().numpy().astype(np.uint8)).to(classes.device)
+    return decoded
 
 
 def put_groups(model: Model, encoder: Encoder, groups: Tensor, scale_classes: Tensor, mask_rate: float = 0) -> Tensor:

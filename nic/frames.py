@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nic.bitstream.clip import Clip, ClipFile, Group
 from nic.bitstream.entropy import Decoder, Encoder
 from nic.bitstream.header import Header
-from nic.cells import get_filter, get_groups, number_bits, put_cell, put_filter
+from nic.cells import get_filter, get_residuals, number_bits, put_cell, put_filter
 from nic.effort import Coded, search_latents, worth_of
 from nic.loaded import entropy_tables
 from nic.models.adaptive import AdaptiveFilter, fit
@@ -177,9 +177,8 @@ def get_latents(model: Model, frames: Sequence[Begun], height: int, width: int) 
     quality = torch.tensor([frame.level for frame in frames], device=model.device) / 4
 
     def source(stage: int, means: Tensor, scale_classes: Tensor) -> Tensor:
-        classes = scale_classes.cpu().numpy().astype(np.uint8)
-        groups = [get_groups(model, frame.decoder, own) for frame, own in zip(frames, classes, strict=True)]
-        return torch.stack(groups).to(means)
+        every = zip(frames, scale_classes, strict=True)
+        return torch.stack([get_residuals(model, frame.decoder, classes) for frame, classes in every]).to(means)
 
     latents: list[Tensor] = []
     for rows, columns in cell_slices(height, width):

@@ -15,9 +15,9 @@ from nic.cells import get_groups, put_groups
 from nic.errors import BadFile
 from nic.loaded import entropy_tables
 from nic.models.fit import EXPONENTS, Sample
-from nic.models.prior import CLASSES, GROUP, UNIT
+from nic.models.prior import CLASSES, UNIT
 from nic.models.store import Model
-from nic.models.vq import RATE_WEIGHT
+from nic.models.vq import GROUP, RATE_WEIGHT
 
 __all__ = ["apply_weights", "encode_weights", "worth"]
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nic.bitstream.entropy import Decoder, Encoder
-from nic.cells import get_groups, put_groups
+from nic.cells import get_groups, get_residuals, put_groups, put_residuals
 from nic.loaded import entropy_tables, load_model
 from nic.models import store
-from nic.models.prior import GROUP, UNIT
+from nic.models.prior import UNIT
 from nic.models.training.codebook import cost_along_trellis, escape_table, fit_class, fit_trellis
 from nic.models.trellis import ROUNDS, Walk, best_path, rounds_of
-from nic.models.vq import ODD, bits_of
+from nic.models.vq import GROUP, ODD, bits_of, in_groups
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,25 @@ def test_groups_come_back_as_they_were_chosen(model: store.Model, count: int, se
     decoded = put_groups(model, encoder, torch.from_numpy(groups).float(), torch.from_numpy(classes), masks)
     decoder = Decoder(entropy_tables(model), encoder.finish())
     assert np.array_equal(get_groups(model, decoder, classes.astype(np.uint8)).numpy(), decoded.numpy())
+    decoder.finish()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 300), st.integers(0, 2**32 - 1))
+def test_latents_are_coded_with_those_of_their_class(model: store.Model, count: int, seed: int) -> None:
+    """And come back to their places; only at the border between two classes has a group latents of a lower one."""
+    draw = np.random.default_rng(seed)
+    classes = torch.from_numpy(draw.integers(0, 64, GROUP * count)).float()
+    residuals = torch.from_numpy(draw.laplace(size=len(classes)) * 0.1 * UNIT).float() * 1.1**classes
+    places, shared = in_groups(classes)
+    assert sorted(places.flatten().tolist()) == list(range(len(classes)))
+    assert (shared == classes[places].amax(dim=1)).all() and (shared.diff() >= 0).all()
+    assert int((classes[places] != shared[:, None]).any(dim=1).sum()) <= 63
+    encoder = Encoder(entropy_tables(model))
+    decoded = put_residuals(model, encoder, residuals, classes)
+    assert torch.equal(decoded, model.codebooks.reconstruct(residuals, classes))
+    decoder = Decoder(entropy_tables(model), encoder.finish())
+    assert torch.equal(get_residuals(model, decoder, classes), decoded.int())
     decoder.finish()
 
 

@@ -26,7 +26,6 @@ from nic.models.config import ImageConfig
 from nic.models.prior import (
     ACTIVATION_MAX,
     CLASSES,
-    GROUP,
     OUTER,
     QUALITY_LEVELS,
     UNIT,
@@ -37,7 +36,7 @@ from nic.models.prior import (
 from nic.models.training.data import Photos, read_photos
 from nic.models.training.loop import device_of, read_checkpoint
 from nic.models.transforms import QUALITY_INDICES
-from nic.models.vq import ESCAPE_MAX, ODD, RATE_WEIGHT, TOTAL, Codebook, Codebooks, bits_of
+from nic.models.vq import ESCAPE_MAX, GROUP, ODD, RATE_WEIGHT, TOTAL, Codebook, Codebooks, bits_of, in_groups
 
 __all__ = ["fit_codebooks", "fit_from_photos", "fit_weights", "gather", "utilisation"]
 
@@ -118,13 +117,14 @@ def gather(
         targets = prior.targets(y, model.hyper_analysis(y))
 
         def source(stage: int, means: Tensor, classes: Tensor, targets: list[Tensor] = targets) -> Tensor:
-            residuals, flat = (targets[stage] - means)[0], classes[0].long()
+            places, shared = in_groups(classes[0])
+            residuals, flat = (targets[stage] - means)[0][places], shared.long()
             for c in flat.unique().tolist():
                 groups = residuals[flat == c]
                 met[c] += len(groups)
                 kept[c].append(groups[torch.rand(len(groups), device=device) < SAMPLES_MAX / met[c]].cpu())
             decoded = torch.round(residuals / UNIT) * UNIT if books is None else books.quantize(residuals, flat)[1]
-            return decoded[None]
+            return torch.empty_like(means).index_copy_(1, places.flatten(), decoded.flatten()[None])
 
         height, width = y.shape[2:]
         prior.decode(height, width, quality, source)

@@ -14,10 +14,11 @@ from nic.errors import BadInput, UsageError
 from nic.models import store
 from nic.models.codec import ImageCodec
 from nic.models.config import ImageConfig
-from nic.models.prior import GROUP, UNIT, QualityTable
+from nic.models.prior import UNIT, QualityTable
 from nic.models.training.data import Photos
 from nic.models.training.loop import read_checkpoint
 from nic.models.transforms import LATENT, QUALITY_INDICES
+from nic.models.vq import GROUP
 
 __all__ = ["fit_linear", "new_weight", "read_start", "take_over", "widened"]
 
@@ -83,12 +84,9 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
             "the codec to start from has other sizes than the config: it may only have fewer latents or blocks"
         )
     latents = chunkwise(old.latent, new.latent)
-    groups = chunkwise(old.latent // GROUP, new.latent // GROUP)
-    width = torch.arange(old.prior)
-    places = {
-        old.latent: latents,
-        old.prior + old.latent: torch.cat([width, old.prior + latents]),  # what the context reads
-        old.latent + old.latent // GROUP: torch.cat([latents, new.latent + groups]),  # what the head predicts
+    places = {  # in layers of the prior that have more than latents
+        "enter": torch.cat([torch.arange(old.prior), old.prior + latents]),
+        "head": torch.cat([latents, new.latent + latents]),
     }
     result = {}
     for name, fresh in model.state_dict().items():
@@ -101,7 +99,7 @@ def widened(state: dict[str, Tensor], old: ImageConfig, model: nn.Module, new: I
         fresh = fresh.clone()
         axes = [axis for axis in range(value.ndim) if value.shape[axis] != fresh.shape[axis]]
         for axis in axes:
-            place = places[value.shape[axis]].to(fresh.device)
+            place = places.get(name.split(".")[1], latents).to(fresh.device)
             fresh = fresh * NEW_ROWS if axis == 0 else torch.zeros_like(fresh)
             if name.startswith("prior.head") and name.endswith("bias"):
                 fresh[new.latent :] = NEW_SCALE

@@ -62,7 +62,7 @@ def reconstruct(model: Model, residual: Tensor, quality: Tensor, prediction: Ten
     targets = model.prior.targets(y, model.hyper_analysis(y))
 
     def source(stage: int, means: Tensor, classes: Tensor) -> Tensor:
-        return model.codebooks.quantize((targets[stage] - means)[0], classes[0].long())[1][None]
+        return model.codebooks.reconstruct((targets[stage] - means)[0], classes[0])[None]
 
     height, width = y.shape[2:]
     latents = model.prior.decode(height, width, quality, source) / UNIT

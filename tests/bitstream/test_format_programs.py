@@ -69,9 +69,9 @@ def decode(file: NicFile) -> tuple[np.ndarray, list[int], np.ndarray]:
     def batch(classes: list[int]) -> np.ndarray:
         return decoder.get(np.array(classes, np.uint8))
 
-    def residuals(classes: list[int]) -> list[list[int]]:
-        groups: list[list[int]] = programs["residuals"](classes, codewords, batch)
-        return groups
+    def residuals(classes: list[int]) -> list[int]:
+        decoded: list[int] = programs["residuals"](classes, codewords, batch)
+        return decoded
 
     if header.mode == Mode.EXTREME:
         rows = [*tensors["codebooks.tables"], *tensors["codebooks.basis_tables"]]
