@@ -73,7 +73,7 @@ def test_macs_are_those_counted_by_hand() -> None:
 
     width = config.prior
     context = 2 * width**2 + 9 * width
-    step = (width + latent) * width + config.prior_blocks * context + width**2 + width * (latent + latent // 4)
+    step = (width + latent) * width + config.prior_blocks * context + width**2 + 2 * width * latent
     hyper = (config.hyper * width + context + 4 * width**2) / 64**2 + (context + 4 * width**2) / 32**2
     assert rows["prior"]["kmac_per_pixel"] == pytest.approx((hyper + 4 * step / 16**2) / 1000, abs=1e-3)
 
