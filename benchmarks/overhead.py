@@ -22,7 +22,7 @@ from nic.bench import codecs
 from nic.bench.measure import write_csv
 from nic.bench.results import Row
 from nic.bitstream.container import unpack
-from nic.bitstream.entropy import Decoder, ideal_bits
+from nic.bitstream.entropy import Decoder
 
 RESULTS = Path(__file__).parent / "results"
 QUALITIES = (10, 30, 50, 70, 90)
@@ -37,7 +37,7 @@ class CountingDecoder(Decoder):
 
     def get(self, classes: np.ndarray) -> np.ndarray:
         symbols = super().get(classes)
-        CountingDecoder.total_bits += ideal_bits(self._tables, symbols, classes)
+        CountingDecoder.total_bits += self._tables.cost(symbols, classes)
         return symbols
 
 

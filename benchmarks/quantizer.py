@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from nic.bench.measure import write_csv
 from nic.bench.results import Row
-from nic.bitstream.entropy import Tables, ideal_bits
+from nic.bitstream.entropy import Tables
 from nic.models import store
 from nic.models.codec import ImageCodec, class_sigma, gaussian_bits
 from nic.models.prior import CLASSES, UNIT, Prior
@@ -128,12 +128,12 @@ def tables(books: Codebooks) -> Quantizer:
         def count(places: Places, tables: np.ndarray) -> np.ndarray:
             nonlocal bits
             mine: np.ndarray = symbols[places]
-            bits += ideal_bits(entropy, mine, tables)
+            bits += entropy.cost(mine, tables)
             return mine
 
         books.in_file_order(numbers, count)
         steps = (decoded.numpy()[books.escaped(symbols, numbers)] / UNIT).astype(np.int32)
-        bits += ideal_bits(entropy, steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
+        bits += entropy.cost(steps + ESCAPE_MAX, np.full(len(steps), ESCAPE_CLASS, np.uint8))
         return torch.empty_like(residuals).index_copy_(0, groups.flatten(), decoded.flatten()), bits
 
     return quantize

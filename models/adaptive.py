@@ -47,6 +47,15 @@ class AdaptiveFilter:
     coefficients: tuple[np.ndarray, ...]
     limit: int
 
+    @classmethod
+    def from_array(cls, numbers: np.ndarray) -> "AdaptiveFilter":
+        """Of what ``to_array`` makes."""
+        return cls(tuple(np.split(numbers[:-1].astype(int), np.cumsum(COUNTS)[:-1])), int(numbers[-1]))
+
+    def to_array(self) -> np.ndarray:
+        """Coefficients, plane after plane, and the limit: int16 [sum of COUNTS + 1]."""
+        return np.concatenate([*self.coefficients, [self.limit]]).astype(np.int16)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Filters images [1, 3, H, W], which are clamped to [0, 1]. Beyond their borders, the last pixel goes on."""
         planes = to_planes(images)

@@ -62,20 +62,21 @@ def best_path(costs: Tensor) -> Tensor:
     """
     steps, _, width = costs.shape
     before, taken = (torch.from_numpy(table).to(costs.device) for table in (BEFORE, TAKEN))
+    first, other = (taken * HALF + before % HALF).unbind(dim=1)  # rows of ``reached``
     total = costs.new_full((STATES, width), torch.inf)
     total[0] = 0
-    second = torch.empty(steps, STATES, width, dtype=torch.bool, device=costs.device)
-    first_before, other_before = before.unbind(dim=1)
-    first_taken, other_taken = taken.unbind(dim=1)
+    reached = costs.new_empty(2, 2, HALF, width)  # by codebook, parity and the rest of the state that is left
+    less = torch.empty_like(total)  # floats, because comparing to bool takes ten times as long
+    second = torch.empty(steps, STATES, width, dtype=torch.int8, device=costs.device)
     for step, cost in enumerate(costs):
-        one = total.index_select(0, first_before).add_(cost.index_select(0, first_taken))
-        other = total.index_select(0, other_before).add_(cost.index_select(0, other_taken))
-        torch.lt(other, one, out=second[step])
-        total = torch.minimum(one, other)
-    state, trellis = total.argmin(dim=0), torch.arange(width, device=costs.device)
+        torch.add(total.view(2, 1, HALF, width), cost.view(2, 2, 1, width), out=reached)
+        one, two = (reached.view(-1, width).index_select(0, rows) for rows in (first, other))
+        second[step] = torch.lt(two, one, out=less)
+        torch.minimum(one, two, out=total)
+    state = total.argmin(dim=0)
     path = torch.empty(steps, width, dtype=torch.long, device=costs.device)
     for step in reversed(range(steps)):
-        which = second[step, state, trellis].long()
-        path[step] = taken[state, which]
-        state = before[state, which]
+        way = 2 * state + second[step].gather(0, state[None])[0]
+        path[step] = taken.flatten().index_select(0, way)
+        state = before.flatten().index_select(0, way)
     return path

@@ -43,12 +43,15 @@ GROUP = 4  # latents that are coded together
 TOTAL = 2**24  # frequencies of a class sum to this
 ESCAPE_CLASS = CLASSES  # the escape table comes after those of the classes
 ODD = CLASSES + 1  # and behind it those of the odd codebooks, in class order
+TABLED = 16 * 64  # how far from the mean a trellis' choices are looked up instead of computed, fixed point
 ESCAPE_MAX = 1023  # whole steps; larger components are clipped
 NEARBY = 2  # codewords on each side of the nearest one that a trellis may take
 # What a bit is worth in squared steps. At high rate, a uniform quantizer of step 1 trades 2 ln 2 / 12 = 0.116.
 RATE_WEIGHT = 0.105
 
 Places = tuple[np.ndarray, ...] | tuple[np.ndarray, int]  # indices into [G, 4]
+# What a trellis may take: costs, symbols and reconstructions [n, 4], the best of each codebook and parity.
+Options = tuple[Tensor, ...]
 Code = Callable[[Places, np.ndarray], np.ndarray]  # codes symbols at some places, with their tables, and returns them
 
 
@@ -211,23 +214,47 @@ class Codebooks:
 
     def along_trellises(self, residuals: Tensor, classes: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """``quantize`` of groups that run through ``width`` trellises, sorted by class."""
+        costs, symbols, values = self.options(residuals.flatten(), classes.repeat_interleave(GROUP))
         count = -(-len(residuals) // width)
-        costs = residuals.new_zeros(count * width, GROUP, 4)  # of the best symbol of each codebook and parity
-        symbols = torch.zeros(costs.shape, dtype=torch.long, device=costs.device)
-        values = torch.zeros_like(costs)
-        for c, rows in by_class(classes):
-            for which, book in enumerate((self.books[c], self.odd[c])):
-                assert book is not None
-                both = slice(2 * which, 2 * which + 2)
-                found = self.nearby(book, residuals[rows].flatten())
-                for made, part in zip((costs, symbols, values), found, strict=True):
-                    made[rows, :, both] = part.view(-1, GROUP, 2)
-        steps = costs.view(count, width, GROUP, 4).permute(0, 2, 3, 1).reshape(-1, 4, width)
-        path = best_path(steps).view(count, GROUP, width).transpose(1, 2).reshape(-1, GROUP, 1)
-        chosen = [made.gather(2, path)[: len(residuals), :, 0] for made in (symbols, values)]
-        return chosen[0], chosen[1]
+        padded = F.pad(costs, (0, 0, 0, count * width * GROUP - len(costs))).view(count, width, GROUP, 4)
+        path = best_path(padded.permute(0, 2, 3, 1).reshape(-1, 4, width)).view(count, GROUP, width)
+        path = path.transpose(1, 2).reshape(-1, 1)[: len(costs)]
+        return symbols.gather(1, path).view(-1, GROUP), values.gather(1, path).view(-1, GROUP)
 
-    def nearby(self, book: Codebook, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def options(self, values: Tensor, classes: Tensor) -> Options:
+        """Of values [n], which count as rounded to whole numbers, in classes [n] with two codebooks."""
+        table, reach, middle = self.tabled
+        values = torch.round(values)
+        near = values.clamp(-reach[classes], reach[classes])
+        places = middle[classes] + near.long()
+        found = tuple(column.index_select(0, places) for column in table)
+        far = torch.nonzero(values != near)[:, 0]
+        for c, rows in by_class(classes[far]):
+            for column, made in zip(found, self.nearby(c, values[far[rows]]), strict=True):
+                column[far[rows]] = made
+        return found
+
+    @cached_property
+    def tabled(self) -> tuple[Options, Tensor, Tensor]:
+        """Options of all whole numbers as far as codewords or TABLED reach, class after class.
+
+        Also that reach, float [64], and where the options of 0 are, int64 [64].
+        """
+        device = self.escape.device
+        rows, reach, middle, stop = [], torch.zeros(CLASSES), torch.zeros(CLASSES, dtype=torch.long), 0
+        for c in np.flatnonzero(self.trellised).tolist():
+            span = min(int(self.codewords[c].abs().max()), TABLED)
+            reach[c], middle[c], stop = span, stop + span, stop + 2 * span + 1
+            rows.append(self.nearby(c, torch.arange(-span, span + 1.0, device=device)))
+        return tuple(map(torch.cat, zip(*rows, strict=True))), reach.to(device), middle.to(device)
+
+    def nearby(self, c: int, values: Tensor) -> Options:
+        """Of values [n] in a class with two codebooks."""
+        books = [book for book in (self.books[c], self.odd[c]) if book]
+        found = zip(*(self.best(book, values) for book in books), strict=True)
+        return tuple(torch.cat(both, dim=1) for both in found)
+
+    def best(self, book: Codebook, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best even and the best odd symbol for values [n]: costs, symbols and reconstructions [n, 2]."""
         codewords, bits = book.codewords[:, 0].float(), RATE_WEIGHT * UNIT**2 * book.bits
         nearest = torch.bucketize(values, (codewords[1:] + codewords[:-1]) / 2)

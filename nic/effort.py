@@ -50,14 +50,18 @@ def worth_of(model: Model, level: int) -> float:
 
 @dataclass(frozen=True)
 class Coded:
-    """Cells as they are being written, and the latents [1, M, h, w] in steps that they decode to."""
+    """Cells as they are being written, and the latents [1, M, h, w] in steps that they decode to.
+
+    targets: what these latents should have been.
+    """
 
     cells: tuple[Encoder, ...]
     latents: Tensor
+    targets: Tensor
 
     @property
-    def bits(self) -> int:
-        return 32 * sum(cell.words for cell in self.cells)
+    def bits(self) -> float:
+        return sum(cell.bits for cell in self.cells)
 
 
 # What the error of latents is worth, in bits, and its gradient in them if that is wanted.

@@ -217,7 +217,7 @@ def code_fidelity(
     y, z = analyze(model, pixels, torch.tensor([model.quality(level)], device=model.device))
     cells: list[Encoder] = []
     for strip in strips(*y.shape[2:]):
-        cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate)
+        cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate).cells
     filters: Filters = {}
     if iterations:
         filters = fit_filters(model, y, pixels, level, worth_of(model, level), number_bits(entropy_tables(model)))
@@ -235,7 +235,7 @@ def code_strip(
     strip: Slices,
     iterations: int,
     mask_rate: float,
-) -> tuple[Encoder, ...]:
+) -> Coded:
     """Codes a strip of the latents y, which become what it decodes to; those around it stay as they are."""
     mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
     weight, bits = worth_of(model, level), number_bits(entropy_tables(model))
@@ -247,9 +247,11 @@ def code_strip(
         mine.copy_(latents)
         return distortion_gradient(model, y, pixels, level, weight, bits, strip, directed)
 
-    coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine)
+    coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine.clone())
     mine.copy_(coded.latents)
-    return coded.cells
+    for cell in coded.cells:
+        cell.flush()
+    return coded
 
 
 def strips(height: int, width: int) -> Iterator[Slices]:
@@ -282,7 +284,7 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int, mask_rate: 
         decoded = put_cell(model, cells[-1], y[:, :, rows, columns], hyper, model.quality(level), mask_rate)
         latents[:, :, rows, columns] = decoded / UNIT
         advance()
-    return Coded(tuple(cells), latents)
+    return Coded(tuple(cells), latents, y)
 
 
 def encode_alpha(alpha: np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ import torch
 import nic
 from nic import codec, encoder, windows
 from nic.bitstream.container import unpack
-from nic.bitstream.entropy import Encoder, ideal_bits
+from nic.bitstream.entropy import Encoder
 from nic.cells import number_bits
 from nic.encoder import PictureEncoder, first_level
 from nic.errors import BadInput, UsageError
@@ -175,7 +175,7 @@ def test_payload_is_as_long_as_its_symbols_need(monkeypatch: pytest.MonkeyPatch)
 
     class CountingEncoder(Encoder):
         def put(self, symbols: np.ndarray, classes: np.ndarray) -> None:
-            bits.append(ideal_bits(self._tables, symbols, classes))
+            bits.append(self._tables.cost(symbols, classes))
             super().put(symbols, classes)
 
     monkeypatch.setattr(encoder, "Encoder", CountingEncoder)

@@ -41,6 +41,17 @@ def test_the_best_path_is_the_cheapest_of_all() -> None:
         assert tuple(found[:, trellis].tolist()) == min(totals, key=lambda path: totals[path])
 
 
+def test_choices_that_are_looked_up_are_those_that_are_computed(model: store.Model) -> None:
+    books, draw = model.codebooks, torch.Generator().manual_seed(0)
+    classes = torch.from_numpy(np.flatnonzero(books.trellised)).repeat_interleave(200)
+    values = torch.randn(len(classes), generator=draw) * 0.1 * 1.1**classes * UNIT
+    values[::20] *= 50  # far outside
+    looked_up = books.options(values, classes)
+    for value, c, *found in zip(torch.round(values), classes.tolist(), *looked_up, strict=True):
+        for mine, computed in zip(found, books.nearby(c, value[None]), strict=True):
+            assert torch.equal(mine, computed[0]), (c, value)
+
+
 @given(st.integers(0, 5 * ROUNDS), st.integers(0, 2**32 - 1))
 def test_rounds_have_every_group_once_in_the_order_of_classes(count: int, seed: int) -> None:
     draw = np.random.default_rng(seed)

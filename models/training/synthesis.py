@@ -1,7 +1,8 @@
 """``nic train synthesis``: a model's synthesis alone, on latents as the encoder's search leaves them.
 
 All else stays as it is. The search moves latents to where the synthesis needs them, which training of the whole codec
-does not know of; and a post-filter can be added, which in a model of videos sees predictions, too.
+does not know of; and a post-filter can be added, which in a model of videos sees predictions, too. A synthesis that has
+all its parts learns behind the adaptive filters that the encoder has sent.
 """
 
 import dataclasses
@@ -13,30 +14,34 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from nic.errors import BadInput, UsageError
 from nic.models import store
+from nic.models.adaptive import AdaptiveFilter
 from nic.models.config import ImageConfig, TrainConfig
 from nic.models.prior import UNIT
 from nic.models.training.loop import Training
-from nic.models.training.soap import optimizers_of
+from nic.models.training.soap import optimizers_of, with_filter_apart
 from nic.models.training.start import new_weight, take_over
 from nic.models.transforms import GREY, Synthesis, lambda_of
 
-__all__ = ["SIDE", "Row", "Shard", "train", "write_shard"]
+__all__ = ["SIDE", "Row", "Searched", "Shard", "train", "write_shard"]
 
 SIDE = 256  # pixels of a crop
-SLOW = 0.05  # learning rate of all else, which has learned before, relative to a post-filter's
+SLOW = 0.05  # learning rate of all else, which has learned before, relative to a new post-filter's
 
 
 class Row(NamedTuple):
     """A picture: its latents [M, SIDE/16, SIDE/16] int16 in fixed point, pixels [SIDE, SIDE, 3] uint8, quality level.
 
-    prediction: [3, SIDE, SIDE] float16 in [0, 1] that its latents add to, of a video's frame.
+    targets: what the latents should have been. filter: an ``AdaptiveFilter.to_array``. prediction: [3, SIDE, SIDE]
+    float16 in [0, 1] that its latents add to, of a video's frame.
     """
 
     latents: np.ndarray
+    targets: np.ndarray
+    filter: np.ndarray
     pixels: np.ndarray
     level: np.uint8
     prediction: np.ndarray | None
@@ -47,6 +52,8 @@ class Shard:
     """Rows as arrays, stacked."""
 
     latents: np.ndarray
+    targets: np.ndarray
+    filter: np.ndarray
     pixels: np.ndarray
     level: np.ndarray
     prediction: np.ndarray | None = None
@@ -74,6 +81,20 @@ def read_shard(path: Path, coded_by: bytes) -> Shard:
     raise BadInput(f"{path} was not coded by model {coded_by.hex()}: make others with nic train latents")
 
 
+class Batch(NamedTuple):
+    """Images [B, 3, SIDE, SIDE] in [0, 1], and what they were coded as.
+
+    latents and targets: [B, M, h, w] in steps. quality: [B] in [0, 63]. prediction: images or GREY.
+    """
+
+    images: Tensor
+    latents: Tensor
+    targets: Tensor
+    filters: list[AdaptiveFilter]
+    quality: Tensor
+    prediction: Tensor | float
+
+
 class Searched:
     """All rows of a folder of shards."""
 
@@ -89,20 +110,18 @@ class Searched:
         """Starts another sequence of batches."""
         self.random = np.random.default_rng(seed)
 
-    def batch(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-        """What the synthesis is to make, images [count, 3, SIDE, SIDE] in [0, 1], and its inputs.
-
-        These are latents [count, M, h, w] in steps, quality [count] in [0, 63], and the prediction.
-        """
+    def batch(self, count: int, device: torch.device) -> Batch:
         chosen = [self.places[place] for place in self.random.integers(len(self.places), size=count)]
 
         def column(name: str) -> Tensor:
             return torch.from_numpy(np.stack([getattr(shard, name)[row] for shard, row in chosen])).to(device)
 
-        latents = (column("latents").float() / UNIT).contiguous(memory_format=torch.channels_last)
+        both = (column(name).float() / UNIT for name in ("latents", "targets"))
+        latents, targets = (made.contiguous(memory_format=torch.channels_last) for made in both)
         images = column("pixels").permute(0, 3, 1, 2).float() / 255
-        moving = chosen[0][0].prediction is not None
-        return images, latents, column("level") / 4, column("prediction").float() if moving else GREY
+        filters = [AdaptiveFilter.from_array(shard.filter[row]) for shard, row in chosen]
+        prediction = GREY if chosen[0][0].prediction is None else column("prediction").float()
+        return Batch(images, latents, targets, filters, column("level") / 4, prediction)
 
 
 def train(
@@ -132,15 +151,17 @@ def train(
     fresh = {name: new_weight(name, value) for name, value in synthesis.state_dict().items() if name not in known}
     take_over(synthesis, known | fresh, weights)
     synthesis.to(training.device, memory_format=torch.channels_last)
-    parts = dict(synthesis.named_children())
-    last = parts.pop("filter", None)
-    learning: list[tuple[nn.Module, float]] = [(nn.ModuleList(parts.values()), SLOW if last else 1.0)]
-    learning += [(last, 1.0)] if last else []
+    learning = with_filter_apart(synthesis)
+    if fresh:
+        learning = [(part, factor) for (part, _), factor in zip(learning, (SLOW, 1.0), strict=True)]
 
     def loss() -> tuple[Tensor, dict[str, Tensor]]:
-        images, latents, quality, prediction = searched.batch(options.batch, training.device)
-        mse = (synthesis(latents, quality, prediction).float() - images).square().mean(dim=(1, 2, 3))
-        return (lambda_of(quality, config).sqrt() * 255**2 * mse).mean(), {"mse": mse}
+        batch = searched.batch(options.batch, training.device)
+        images = synthesis(batch.latents, batch.quality, batch.prediction).float()
+        if not fresh:
+            images = torch.cat([adapt(image[None]) for adapt, image in zip(batch.filters, images, strict=True)])
+        mse = (images - batch.images).square().mean(dim=(1, 2, 3))
+        return (lambda_of(batch.quality, config).sqrt() * 255**2 * mse).mean(), {"mse": mse}
 
     training.fit(synthesis, optimizers_of(learning, options), loss, searched.seed, config)
     if training.first:

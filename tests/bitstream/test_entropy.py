@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nic.bitstream.entropy import PRECISION, Decoder, Encoder, Tables, ideal_bits
+from nic.bitstream.entropy import PRECISION, Decoder, Encoder, Tables
 from nic.errors import BadFile
 
 TOTAL = 1 << PRECISION
@@ -98,12 +98,12 @@ def test_rate_is_ideal() -> None:
     tables = Tables(frequencies)
     classes = rng.integers(len(frequencies), size=50_000, dtype=np.uint8)
     symbols = draw_symbols(rng, frequencies, classes)
-    ideal_bytes = ideal_bits(tables, symbols, classes) / 8
+    ideal_bytes = tables.cost(symbols, classes) / 8
     assert ideal_bytes <= len(encode(tables, symbols, classes)) <= ideal_bytes * 1.001 + 8
 
 
 def test_ideal_bits_of_the_example() -> None:
-    bits = ideal_bits(tables_of(*EXAMPLE_TABLES), EXAMPLE_SYMBOLS, EXAMPLE_CLASSES)
+    bits = tables_of(*EXAMPLE_TABLES).cost(EXAMPLE_SYMBOLS, EXAMPLE_CLASSES)
     assert bits == pytest.approx(2 + 1 + 2 + 24 + 24, abs=1e-6)
 
 
