@@ -33,13 +33,9 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	NIC_MODELS=$(RUN) nic train latents --data $(DATA) -o $(RUN)/latents
 	nic train synthesis $(RUN)/fidelity.safetensors --latents $(RUN)/latents --minutes 42 -o $(RUN)/synthesis \
 	    --bfloat16 --batch 6 --learning-rate 2e-3
-	NIC_MODELS=$(RUN) nic train latents --data $(DATA) -o $(RUN)/searched --count 2272
+	NIC_MODELS=$(RUN) nic train latents --data $(DATA) -o $(RUN)/searched
 	nic train synthesis $(RUN)/fidelity.safetensors --latents $(RUN)/searched --minutes 30 -o $(RUN)/behind-filters \
 	    --bfloat16 --batch 6 --learning-rate 5e-5
-	nic train prior $(RUN)/fidelity.safetensors --latents $(RUN)/searched --minutes 26 -o $(RUN)/prior \
-	    --batch 12 --learning-rate 3e-4
-	nic codebook fit $(RUN)/prior/last.pt $(RUN)/fidelity.safetensors --data $(DATA) --crops 400 \
-	    --note "photographs and graphics, see docs/training-log.md"
 	mv $(RUN)/fidelity.safetensors models/weights/
 
 PERCEPTUAL ?= ../shared/weights

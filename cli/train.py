@@ -89,24 +89,13 @@ precision_option = click.option(
     help="Precision of the transforms' convolutions; bfloat16 is the default on a GPU, and faster on processors that"
     " have it too.",
 )
-batch_option = click.option(
-    "--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's."
-)
-rate_option = click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's.")
 tuning_options = together(
     precision_option,
-    batch_option,
+    click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's."),
     click.option(
         "--crop", type=click.IntRange(64), callback=_crop, help="Its sides in pixels, instead of the config's."
     ),
-    rate_option,
-)
-alone_options = together(batch_option, rate_option)
-latents_option = click.option(
-    "--latents",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of nic train latents.",
+    click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's."),
 )
 perceptual_options = together(
     click.option(
@@ -163,7 +152,7 @@ def image(
     training.train(model, options, codebooks=store.read_codebooks(codebooks) if codebooks else None, **run)
 
 
-@train.command(short_help="Make the latents that a synthesis or a prior alone is trained on.")
+@train.command(short_help="Make the latents that a synthesis alone is trained on.")
 @click.argument("videos", nargs=-1, type=EXISTING)
 @data_option
 @output_option
@@ -176,7 +165,7 @@ def latents(
     """Code crops of photographs at random qualities as nic compress does, and keep their latents.
 
     With a model of videos: frames of VIDEOS and of photographs that are set in motion. A process takes about half a
-    second for a picture. Then run nic train synthesis or nic train prior.
+    second for a picture. Then run nic train synthesis.
     """
     from nic.searched import write_shards
 
@@ -186,11 +175,17 @@ def latents(
 
 @train.command(short_help="Train the synthesis of the image codec alone.")
 @click.argument("weights", type=EXISTING)
-@latents_option
+@click.option(
+    "--latents",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of nic train latents.",
+)
 @schedule_options
 @config_option("medium")
 @precision_option
-@alone_options
+@click.option("--batch", type=click.IntRange(1), help="Crops a step and process, instead of the config's.")
+@click.option("--learning-rate", type=Real(0, min_open=True), help="Instead of the config's.")
 def synthesis(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
     """Train the synthesis in the weight file WEIGHTS for some minutes; the model id stays, unless it is of videos.
 
@@ -199,23 +194,6 @@ def synthesis(config: str, batch: int | None, learning_rate: float | None, **run
     """
     from nic.models.config import ImageConfig
     from nic.models.training import synthesis as training
-
-    training.train(*read_config(config, ImageConfig, batch=batch, learning_rate=learning_rate), **run)
-
-
-@train.command(short_help="Train the prior of the image codec alone.")
-@click.argument("weights", type=EXISTING)
-@latents_option
-@schedule_options
-@config_option("medium")
-@alone_options
-def prior(config: str, batch: int | None, learning_rate: float | None, **run: Any) -> None:
-    """Train the prior and the hyper-analysis of the weight file WEIGHTS for some minutes, in float32.
-
-    What comes out is a checkpoint. Then run nic codebook fit.
-    """
-    from nic.models.config import ImageConfig
-    from nic.models.training import prior as training
 
     training.train(*read_config(config, ImageConfig, batch=batch, learning_rate=learning_rate), **run)
 

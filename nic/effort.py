@@ -22,7 +22,7 @@ from nic.models.vq import RATE_WEIGHT
 
 __all__ = ["ITERATIONS", "Coded", "check_options", "search_latents", "worth_of"]
 
-ITERATIONS = {1: 0, 2: 1, 3: 3, 4: 6, 5: 10, 6: 16, 7: 24, 8: 40, 9: 75}  # for each effort
+ITERATIONS = {1: 0, 2: 1, 3: 3, 4: 8, 5: 12, 6: 16, 7: 24, 8: 40, 9: 75}  # for each effort
 CURVATURE = 0.9 / RATE_WEIGHT  # half the second derivative of the cost in a latent, bits per squared step; measured
 DAMPING = 0.3  # share of the way to the new targets
 BACK_OFF = 0.6  # what DAMPING is multiplied by after a step that made it worse
@@ -50,14 +50,10 @@ def worth_of(model: Model, level: int) -> float:
 
 @dataclass(frozen=True)
 class Coded:
-    """Cells as they are being written, and the latents [1, M, h, w] in steps that they decode to.
-
-    targets: what these latents should have been.
-    """
+    """Cells as they are being written, and the latents [1, M, h, w] in steps that they decode to."""
 
     cells: tuple[Encoder, ...]
     latents: Tensor
-    targets: Tensor
 
     @property
     def bits(self) -> float:

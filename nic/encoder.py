@@ -217,7 +217,7 @@ def code_fidelity(
     y, z = analyze(model, pixels, torch.tensor([model.quality(level)], device=model.device))
     cells: list[Encoder] = []
     for strip in strips(*y.shape[2:]):
-        cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate).cells
+        cells += code_strip(model, pixels, level, y, z, strip, iterations, mask_rate)
     filters: Filters = {}
     if iterations:
         filters = fit_filters(model, y, pixels, level, worth_of(model, level), number_bits(entropy_tables(model)))
@@ -235,7 +235,7 @@ def code_strip(
     strip: Slices,
     iterations: int,
     mask_rate: float,
-) -> Coded:
+) -> tuple[Encoder, ...]:
     """Codes a strip of the latents y, which become what it decodes to; those around it stay as they are."""
     mine, hyper = y[:, :, *strip], z[:, :, *shrink(strip)]
     weight, bits = worth_of(model, level), number_bits(entropy_tables(model))
@@ -247,11 +247,11 @@ def code_strip(
         mine.copy_(latents)
         return distortion_gradient(model, y, pixels, level, weight, bits, strip, directed)
 
-    coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine.clone())
+    coded = search_latents(code, distortion, mine.clone(), iterations) if iterations else code(mine)
     mine.copy_(coded.latents)
     for cell in coded.cells:
         cell.flush()
-    return coded
+    return coded.cells
 
 
 def strips(height: int, width: int) -> Iterator[Slices]:
@@ -284,7 +284,7 @@ def code_cells(model: store.Model, y: Tensor, z: Tensor, level: int, mask_rate: 
         decoded = put_cell(model, cells[-1], y[:, :, rows, columns], hyper, model.quality(level), mask_rate)
         latents[:, :, rows, columns] = decoded / UNIT
         advance()
-    return Coded(tuple(cells), latents, y)
+    return Coded(tuple(cells), latents)
 
 
 def encode_alpha(alpha: np.ndarray) -> bytes:

@@ -52,12 +52,12 @@ def to_frame(pixels: np.ndarray, device: torch.device) -> Tensor:
 class CodedFrame:
     """A frame's words, and what a decoder makes of them: pixels [H, W, 3] uint8; the rest is for training.
 
-    residual: None where the prediction is better off without one.
+    latents: None where the prediction is better off without a residual.
     """
 
     words: bytes
     pixels: np.ndarray
-    residual: Coded | None
+    latents: Tensor | None
     prediction: Tensor
     filter: AdaptiveFilter
 
@@ -86,8 +86,8 @@ def encode_frame(
     target = target[:, :, : pixels.shape[0], : pixels.shape[1]]
     residual = encode_residual(model, encoder, target, prediction, level, iterations)
     tried = [
-        finish_frame(model, words, target, prediction, coded, level)
-        for words, coded in ((residual.cells[0], residual), (plain, None))
+        finish_frame(model, words, target, prediction, latents, level)
+        for words, latents in ((residual.cells[0], residual.latents), (plain, None))
     ]
     return min(tried, key=lambda frame: 8 * len(frame.words) + worth * squared_error(pixels, frame.pixels) / 255**2)
 
@@ -108,7 +108,7 @@ def encode_residual(
     def code(targets: Tensor) -> Coded:
         encoder = begun.copy()
         latents = put_latents(model, encoder, targets, hyper, level)
-        return Coded((encoder,), latents, targets)
+        return Coded((encoder,), latents)
 
     def distortion(latents: Tensor, directed: bool) -> tuple[float, Tensor | None]:
         with torch.set_grad_enabled(directed):
@@ -123,14 +123,14 @@ def encode_residual(
 
 @torch.no_grad()
 def finish_frame(
-    model: Model, words: Encoder, target: Tensor, prediction: Tensor, residual: Coded | None, level: int
+    model: Model, words: Encoder, target: Tensor, prediction: Tensor, latents: Tensor | None, level: int
 ) -> CodedFrame:
     """The frame whose words lack only its filter."""
-    images = prediction if residual is None else synthesize(model, residual.latents, level, prediction)
+    images = prediction if latents is None else synthesize(model, latents, level, prediction)
     bits = number_bits(entropy_tables(model))
     adaptive = fit(images, target, (0, 0), worth_of(model, level), bits, grey=False)
     put_filter(words, adaptive)
-    return CodedFrame(words.finish(), to_shown(images, adaptive, *target.shape[2:]), residual, prediction, adaptive)
+    return CodedFrame(words.finish(), to_shown(images, adaptive, *target.shape[2:]), latents, prediction, adaptive)
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:

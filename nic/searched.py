@@ -1,4 +1,4 @@
-"""Files of pictures and of what an encoder's search makes of them, to train a synthesis or a prior on."""
+"""Files of pictures and of what an encoder's search makes of them, to train a synthesis on."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nic.cells import number_bits
-from nic.effort import ITERATIONS, Coded, worth_of
-from nic.encoder import code_strip
+from nic.effort import ITERATIONS
+from nic.encoder import code_fidelity
 from nic.errors import BadInput, UsageError
 from nic.frames import CodedFrame, GroupMotion, encode_group
-from nic.loaded import entropy_tables, load_model
+from nic.loaded import load_model
 from nic.media import Source
 from nic.models import store
 from nic.models.adaptive import AdaptiveFilter
@@ -27,7 +26,6 @@ from nic.models.training.synthesis import SIDE, Row, Shard, write_shard
 from nic.models.training.video import in_motion
 from nic.processes import pool_of
 from nic.video import SPANS, TRIAL, above
-from nic.windows import analyze, fit_filters
 
 __all__ = ["read_clip", "write_shards"]
 
@@ -92,18 +90,9 @@ def crops(model: store.Model, data: tuple[Path, ...], seed: int) -> Iterator[Row
         crop = photos.crops(1, SIDE)[0].permute(1, 2, 0)
         pixels = torch.round(crop * 255).byte().contiguous().numpy()
         level, iterations = chance.randint(0, LEVELS), ITERATIONS[chance.choice(EFFORTS)]
-        yield coded_crop(model, pixels, level, iterations)
-
-
-@torch.no_grad()
-def coded_crop(model: store.Model, pixels: np.ndarray, level: int, iterations: int) -> Row:
-    """Pixels [SIDE, SIDE, 3], which are one cell, coded as nic compress does."""
-    y, z = analyze(model, pixels, torch.tensor([model.quality(level)]))
-    whole = slice(0, y.shape[2]), slice(0, y.shape[3])
-    coded = code_strip(model, pixels, level, y, z, whole, iterations, 0)
-    bits = number_bits(entropy_tables(model))
-    (adaptive,) = fit_filters(model, y, pixels, level, worth_of(model, level), bits).values()
-    return to_row(coded, pixels, level, adaptive, None)
+        coded = code_fidelity(model, pixels, level, iterations, 0)
+        (adaptive,) = coded.filters.values()  # of its only cell
+        yield to_row(coded.latents, pixels, level, adaptive, None)
 
 
 def frames(model: store.Model, photos: tuple[Path, ...], videos: tuple[Path, ...], seed: int) -> Iterator[Row]:
@@ -125,9 +114,9 @@ def frames_of(model: store.Model, clip: list[np.ndarray], chance: random.Random)
         return above(leaves, layer)
 
     def keep(place: Place, frame: CodedFrame) -> None:
-        if frame.residual is not None:
+        if frame.latents is not None:
             pixels, used = clip[place.frame], (frame.filter, frame.prediction)
-            rows.append(to_row(frame.residual, pixels, level(place.layer), *used))
+            rows.append(to_row(frame.latents, pixels, level(place.layer), *used))
 
     motion = GroupMotion.search(model, clip, chance.choice(SPANS))
     encode_group(model, clip, motion, level, chance.choice(FRAME_ITERATIONS), keep)
@@ -148,8 +137,8 @@ def part(clip: list[np.ndarray], chance: random.Random) -> list[np.ndarray]:
 
 
 def to_row(
-    coded: Coded, pixels: np.ndarray, level: int, adaptive: AdaptiveFilter, prediction: torch.Tensor | None
+    latents: torch.Tensor, pixels: np.ndarray, level: int, adaptive: AdaptiveFilter, prediction: torch.Tensor | None
 ) -> Row:
-    latents, targets = ((made[0] * UNIT).round().short().numpy() for made in (coded.latents, coded.targets))
+    fixed = (latents[0] * UNIT).round().to(torch.int16).numpy()
     before = None if prediction is None else prediction[0].half().numpy()
-    return Row(latents, targets, adaptive.to_array(), pixels, np.uint8(level), before)
+    return Row(fixed, adaptive.to_array(), pixels, np.uint8(level), before)

@@ -301,19 +301,18 @@ class ClipEncoder:
 
     def sample(self, pixels: np.ndarray, coded: CodedFrame, level: int, seed: int) -> Sample | None:
         """A frame with a residual, or a window of it, for fitting."""
-        if coded.residual is None:
+        if coded.latents is None:
             return None
-        decoded = coded.residual.latents
         quality = torch.tensor([self.model.quality(level)], device=self.model.device)
         chance = torch.Generator().manual_seed(seed)
-        room = [max(1, side - WINDOW + 1) for side in decoded.shape[2:]]
+        room = [max(1, side - WINDOW + 1) for side in coded.latents.shape[2:]]
         corner = [int(torch.randint(side, (1,), generator=chance)) for side in room]
         rows, columns = (slice(start, start + WINDOW) for start in corner)
         places = [slice(LATENT * part.start, LATENT * part.stop) for part in (rows, columns)]
         both = to_frame(pixels, self.model.device), coded.prediction
         images, prediction = (image[:, :, places[0], places[1]].half() for image in both)
         height, width = (min(part.stop, side) - part.start for part, side in zip(places, pixels.shape, strict=False))
-        latents = decoded[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+        latents = coded.latents[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
         return Sample(latents, images, prediction, height, width, quality, worth_of(self.model, level))
 
 

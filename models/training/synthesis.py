@@ -26,7 +26,7 @@ from nic.models.training.soap import optimizers_of, with_filter_apart
 from nic.models.training.start import new_weight, take_over
 from nic.models.transforms import GREY, Synthesis, lambda_of
 
-__all__ = ["SIDE", "Row", "Searched", "Shard", "train", "write_shard"]
+__all__ = ["SIDE", "Row", "Shard", "train", "write_shard"]
 
 SIDE = 256  # pixels of a crop
 SLOW = 0.05  # learning rate of all else, which has learned before, relative to a new post-filter's
@@ -35,12 +35,11 @@ SLOW = 0.05  # learning rate of all else, which has learned before, relative to 
 class Row(NamedTuple):
     """A picture: its latents [M, SIDE/16, SIDE/16] int16 in fixed point, pixels [SIDE, SIDE, 3] uint8, quality level.
 
-    targets: what the latents should have been. filter: an ``AdaptiveFilter.to_array``. prediction: [3, SIDE, SIDE]
-    float16 in [0, 1] that its latents add to, of a video's frame.
+    filter: an ``AdaptiveFilter.to_array``. prediction: [3, SIDE, SIDE] float16 in [0, 1] that its latents add to, of a
+    video's frame.
     """
 
     latents: np.ndarray
-    targets: np.ndarray
     filter: np.ndarray
     pixels: np.ndarray
     level: np.uint8
@@ -52,7 +51,6 @@ class Shard:
     """Rows as arrays, stacked."""
 
     latents: np.ndarray
-    targets: np.ndarray
     filter: np.ndarray
     pixels: np.ndarray
     level: np.ndarray
@@ -84,12 +82,11 @@ def read_shard(path: Path, coded_by: bytes) -> Shard:
 class Batch(NamedTuple):
     """Images [B, 3, SIDE, SIDE] in [0, 1], and what they were coded as.
 
-    latents and targets: [B, M, h, w] in steps. quality: [B] in [0, 63]. prediction: images or GREY.
+    latents: [B, M, h, w] in steps. quality: [B] in [0, 63]. prediction: images or GREY.
     """
 
     images: Tensor
     latents: Tensor
-    targets: Tensor
     filters: list[AdaptiveFilter]
     quality: Tensor
     prediction: Tensor | float
@@ -116,12 +113,11 @@ class Searched:
         def column(name: str) -> Tensor:
             return torch.from_numpy(np.stack([getattr(shard, name)[row] for shard, row in chosen])).to(device)
 
-        both = (column(name).float() / UNIT for name in ("latents", "targets"))
-        latents, targets = (made.contiguous(memory_format=torch.channels_last) for made in both)
+        latents = (column("latents").float() / UNIT).contiguous(memory_format=torch.channels_last)
         images = column("pixels").permute(0, 3, 1, 2).float() / 255
         filters = [AdaptiveFilter.from_array(shard.filter[row]) for shard, row in chosen]
         prediction = GREY if chosen[0][0].prediction is None else column("prediction").float()
-        return Batch(images, latents, targets, filters, column("level") / 4, prediction)
+        return Batch(images, latents, filters, column("level") / 4, prediction)
 
 
 def train(
