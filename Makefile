@@ -13,7 +13,7 @@ test:
 DATA ?= ../shared/data/train
 RUN ?= build/run
 
-weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): sixteen hours on one core
+weights:  ## retrain the shipped weights from DATA (folders or tars of photographs): seventeen hours on one core
 	nic train image --config tiny --data $(DATA) --minutes 95 -o $(RUN)/tiny-rounding
 	nic codebook fit $(RUN)/tiny-rounding/last.pt $(RUN)/tiny.safetensors --data $(DATA) --crops 150
 	nic train image --config tiny --data $(DATA) --minutes 21 -o $(RUN)/tiny-vq --learning-rate 5e-4 \
