@@ -122,7 +122,7 @@ def test_files_have_filters_that_pay(model: store.Model) -> None:
     decoded = codec.decompress(data).pixels
     plain = synthesize(model, latents, file.header.quality, 3, 8)[:128, :1320]
     error, plain_error = (float(np.square(x.astype(float) - pixels).mean()) for x in (decoded, plain))
-    assert error < 0.99 * plain_error
+    assert error < 0.995 * plain_error
     part = codec.decompress(data, crop=(1000, 30, 60, 50)).pixels
     assert np.abs(part.astype(int) - decoded[30:80, 1000:1060]).max() <= 1
 
