@@ -36,6 +36,9 @@ weights:  ## retrain the shipped weights from DATA (folders or tars of photograp
 	NIC_MODELS=$(RUN) nic train latents --data $(DATA) -o $(RUN)/searched
 	nic train synthesis $(RUN)/fidelity.safetensors --latents $(RUN)/searched --minutes 30 -o $(RUN)/behind-filters \
 	    --bfloat16 --batch 6 --learning-rate 5e-5
+	NIC_MODELS=$(RUN) nic train latents --data $(DATA) -o $(RUN)/searched-again
+	nic train synthesis $(RUN)/fidelity.safetensors --latents $(RUN)/searched-again --minutes 44 \
+	    -o $(RUN)/behind-filters-again --bfloat16 --batch 6 --learning-rate 4e-5
 	mv $(RUN)/fidelity.safetensors models/weights/
 
 PERCEPTUAL ?= ../shared/weights

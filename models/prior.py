@@ -1,10 +1,10 @@
 """The prior: hyper-synthesis and a four-step spatial-channel context, one network for floats and for integers.
 
 For every latent not yet decoded it predicts a mean and a scale class, from the hyper-latents and the latents decoded in
-earlier steps (quadtree partition: Li et al., "Neural Video Compression with Feature
-Modulation", arXiv 2402.17414, section 3.3). Training runs it in float. Coding runs the same network over
-integers (Balle et al., "Integer Networks for Data Compression with Latent-Variable Models", ICLR 2019), because what
-it returns decides which frequency table is used: one differing bit would lose the file.
+earlier steps (quadtree partition: Li et al., "Neural Video Compression with Feature Modulation", arXiv 2402.17414,
+section 3.3). Training runs it in float. Coding runs the same network over integers (Balle et al., "Integer Networks for
+Data Compression with Latent-Variable Models", ICLR 2019), because what it returns decides which frequency table is
+used: one differing bit would lose the file.
 
 Fixed point: activations, means and latents count steps of 1/64. Activations are clamped to +-2047 and weights scaled,
 by a power of two for each output channel, such that no partial sum of a convolution can reach 2^24. So every
